@@ -1,0 +1,1 @@
+"""The supervisor's process: unix socket, lock, and one worker per chain."""

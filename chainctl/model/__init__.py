@@ -1,0 +1,1 @@
+"""Values without behaviour towards the machine: what a chain is, and what it is made of."""

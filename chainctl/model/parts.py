@@ -1,0 +1,346 @@
+"""What a chain is made of on this machine, one value per kernel object.
+
+`chainctl.net.layout` lists the parts a chain should have, in the order in which they may
+come into being (policy before connectivity). The drivers list those that exist, in the same
+words, so that `chainctl.supervisor.plan` only has to compare: a part with the same `key` but
+another content is a part that has to change.
+
+A namespace is named as its pin is; `HOST` is the namespace the supervisor was started in.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from typing import NewType, TypeAlias
+
+NsName = NewType("NsName", str)
+PortName = NewType("PortName", str)
+Key: TypeAlias = tuple[str, ...]
+
+HOST = NsName("")
+PANEL = NsName("panel")
+
+UDP = 17
+TCP = 6
+
+
+@dataclass(frozen=True)
+class Namespace:
+    """A pinned network namespace, owned by a user namespace of its own, without IPv6."""
+
+    name: NsName
+    forwarding: bool = False
+
+    @property
+    def key(self) -> Key:
+        return ("namespace", self.name)
+
+
+@dataclass(frozen=True)
+class NftTable:
+    """A whole table `inet <table>`; `rules` is what stands between its braces."""
+
+    ns: NsName
+    table: str
+    rules: str
+
+    @property
+    def key(self) -> Key:
+        return ("nft", self.ns, self.table)
+
+
+@dataclass(frozen=True)
+class Leg:
+    """A veth pair: `link` in `ns` and its outer end, the port, in the panel. Both NOARP."""
+
+    ns: NsName
+    link: str
+    port: PortName
+    mtu: int
+
+    @property
+    def key(self) -> Key:
+        return ("leg", self.port)
+
+
+class LanMode(Enum):
+    MACVLAN = "macvlan"
+    BRIDGE = "bridge"
+
+
+@dataclass(frozen=True)
+class LanLeg:
+    """The gateway's link on the LAN: a macvlan on `parent`, or a veth into the bridge `parent`."""
+
+    ns: NsName
+    link: str
+    parent: str
+    mode: LanMode
+
+    @property
+    def key(self) -> Key:
+        return ("lan", self.ns, self.link)
+
+
+@dataclass(frozen=True)
+class Tun:
+    """A persistent TUN device that only `uid` may attach to."""
+
+    ns: NsName
+    link: str
+    uid: int
+    mtu: int
+
+    @property
+    def key(self) -> Key:
+        return ("tun", self.ns, self.link)
+
+
+@dataclass(frozen=True)
+class KernelWireGuard:
+    """A WireGuard device of the kernel; stands where `Tun` and `Client` stand otherwise."""
+
+    ns: NsName
+    link: str
+    mtu: int
+
+    @property
+    def key(self) -> Key:
+        return ("kernel-wireguard", self.ns, self.link)
+
+
+@dataclass(frozen=True)
+class Address:
+    ns: NsName
+    link: str
+    interface: IPv4Interface
+
+    @property
+    def key(self) -> Key:
+        return ("address", self.ns, self.link, str(self.interface))
+
+
+@dataclass(frozen=True)
+class Up:
+    """The link is up. For a port it is what lets frames into the filter."""
+
+    ns: NsName
+    link: str
+
+    @property
+    def key(self) -> Key:
+        return ("up", self.ns, self.link)
+
+
+@dataclass(frozen=True)
+class Route:
+    """`link` None: unreachable. Table 254 is `main`."""
+
+    ns: NsName
+    table: int
+    to: IPv4Network
+    link: str | None = None
+    source: IPv4Address | None = None
+    metric: int = 0
+
+    @property
+    def key(self) -> Key:
+        return ("route", self.ns, str(self.table), str(self.to), str(self.metric))
+
+
+@dataclass(frozen=True)
+class Rule:
+    """An `ip rule`; `table` None: unreachable. The kernel's own three are not parts."""
+
+    ns: NsName
+    priority: int
+    iif: str
+    mark: int | None = None
+    table: int | None = None
+
+    @property
+    def key(self) -> Key:
+        return ("rule", self.ns, str(self.priority))
+
+
+class PortMode(Enum):
+    """What judges a packet that enters the panel here (the numbers of bpf/identity.h)."""
+
+    TUPLE = 1
+    """A wire between hops or to the uplink: only the tuples listed for the port."""
+    CLIENT = 2
+    """From the gateway: the identity policy, and the gate."""
+    REPLY = 3
+    """From the exit hop to the gateway: only replies, and the gate."""
+
+
+@dataclass(frozen=True)
+class PortRow:
+    """What the filter knows about a port. `gate` names the port whose gate is asked."""
+
+    port: PortName
+    mode: PortMode
+    address: IPv4Address
+    far_mtu: int
+    scope: int
+    gate: PortName | None = None
+
+    @property
+    def key(self) -> Key:
+        return ("port", self.port)
+
+
+@dataclass(frozen=True)
+class FarEnd:
+    """The other end of the wire that begins at `port`; gone as soon as `far` is deleted."""
+
+    port: PortName
+    far: PortName
+
+    @property
+    def key(self) -> Key:
+        return ("far", self.port)
+
+
+@dataclass(frozen=True)
+class WireTuple:
+    """One tuple that may enter the panel at `port`. `fragments`: also without ports."""
+
+    port: PortName
+    source: IPv4Address
+    source_port: int
+    destination: IPv4Address
+    destination_port: int
+    protocol: int
+    fragments: bool = False
+
+    @property
+    def key(self) -> Key:
+        ends = (f"{self.source}:{self.source_port}", f"{self.destination}:{self.destination_port}")
+        return ("wire", self.port, *ends, str(self.protocol))
+
+
+@dataclass(frozen=True)
+class ClientPolicy:
+    """Who may reach what on a client wire; compiled into maps by `chainctl.net.policy`.
+
+    Sources outside `clients` have no identity. Of the destinations, `refused` prefixes are
+    denied, `dns` addresses may be asked on port 53 although they may lie in one of them,
+    everything else is the world, which may be reached except on ports 53 and 853.
+    """
+
+    scope: int
+    clients: tuple[IPv4Network, ...]
+    refused: tuple[IPv4Network, ...]
+    dns: tuple[IPv4Address, ...]
+
+    @property
+    def key(self) -> Key:
+        return ("policy", str(self.scope))
+
+
+@dataclass(frozen=True)
+class PortFilter:
+    """The identity filter is attached to the port and uses the pinned maps."""
+
+    port: PortName
+
+    @property
+    def key(self) -> Key:
+        return ("filter", self.port)
+
+
+@dataclass(frozen=True)
+class TunFilter:
+    """On the way into the tunnel nothing but packets from `address` passes."""
+
+    ns: NsName
+    link: str
+    address: IPv4Address
+
+    @property
+    def key(self) -> Key:
+        return ("tunfilter", self.ns, self.link)
+
+
+@dataclass(frozen=True)
+class Forwarding:
+    """The host forwards packets that come in on this link of its own namespace."""
+
+    link: str
+
+    @property
+    def key(self) -> Key:
+        return ("forwarding", self.link)
+
+
+@dataclass(frozen=True)
+class DockerRule:
+    """One accept rule in Docker's own chain DOCKER-USER, since no table of ours undoes a drop."""
+
+    link: str
+
+    @property
+    def key(self) -> Key:
+        return ("docker", self.link)
+
+
+@dataclass(frozen=True)
+class Client:
+    """A VPN client's process: one tunnel slot of a hop, in a container of its own.
+
+    `name` is unique on the machine, `image` the digest of its root file system.
+    """
+
+    name: str
+    ns: NsName
+    link: str
+    uid: int
+    image: str
+
+    @property
+    def key(self) -> Key:
+        return ("client", self.name)
+
+
+@dataclass(frozen=True)
+class TunnelConfig:
+    """The client (or kernel device) of `link` has this configuration.
+
+    `digest` stands for keys that are never part of a value that may be printed.
+    """
+
+    name: str
+    ns: NsName
+    link: str
+    digest: str
+
+    @property
+    def key(self) -> Key:
+        return ("config", self.name)
+
+
+Part: TypeAlias = (
+    Namespace
+    | NftTable
+    | Leg
+    | LanLeg
+    | Tun
+    | KernelWireGuard
+    | Address
+    | Up
+    | Route
+    | Rule
+    | PortRow
+    | FarEnd
+    | WireTuple
+    | ClientPolicy
+    | PortFilter
+    | TunFilter
+    | Forwarding
+    | DockerRule
+    | Client
+    | TunnelConfig
+)
