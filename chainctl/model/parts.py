@@ -62,7 +62,7 @@ class Leg:
 
     @property
     def key(self) -> Key:
-        return ("leg", self.port)
+        return ("link", self.ns, self.link)
 
 
 class LanMode(Enum):
@@ -81,7 +81,7 @@ class LanLeg:
 
     @property
     def key(self) -> Key:
-        return ("lan", self.ns, self.link)
+        return ("link", self.ns, self.link)
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class Tun:
 
     @property
     def key(self) -> Key:
-        return ("tun", self.ns, self.link)
+        return ("link", self.ns, self.link)
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,20 @@ class KernelWireGuard:
 
     @property
     def key(self) -> Key:
-        return ("kernel-wireguard", self.ns, self.link)
+        return ("link", self.ns, self.link)
+
+
+@dataclass(frozen=True)
+class ForeignLink:
+    """A link in a namespace of ours that nobody of us made."""
+
+    ns: NsName
+    link: str
+    kind: str
+
+    @property
+    def key(self) -> Key:
+        return ("link", self.ns, self.link)
 
 
 @dataclass(frozen=True)
@@ -329,6 +342,7 @@ Part: TypeAlias = (
     | LanLeg
     | Tun
     | KernelWireGuard
+    | ForeignLink
     | Address
     | Up
     | Route

@@ -1,0 +1,1 @@
+"""Reads, decides and acts: one worker per chain walks gather, resolve, observe, plan, execute."""

@@ -1,0 +1,208 @@
+"""A chain as it should be: what `resolve` makes of the chain file and the facts.
+
+Every number that has to be the same in several places (addresses of legs, ports, uids,
+names of links) is worked out here and nowhere else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+
+from chainctl.model.parts import UDP, LanMode, NsName, PortName
+from chainctl.model.wireguard import WireGuardConfig
+
+MAX_HOPS = 14
+MAX_CHAINS = 2048
+LEGS_PER_CHAIN = 32
+WIREGUARD_OVERHEAD = 60
+"""Bytes: IPv4 20, UDP 8, WireGuard header 16, Poly1305 tag 16 (WireGuard paper, section 5.4.6)."""
+MINIMUM_MTU = 576
+"""Bytes every IPv4 host must accept (RFC 791)."""
+
+_FIRST_UID = 7_000_000
+_FIRST_SOURCE_PORT = 20_000
+_SOURCE_PORTS = 12_000
+"""Below Linux' ephemeral range (32768), so that no socket of the host takes one by chance."""
+
+
+class Engine(Enum):
+    """What encrypts for WireGuard: the kernel's own device, or wireguard-go in a container."""
+
+    KERNEL = "kernel"
+    USERSPACE = "wireguard-go"
+
+
+class Slot(Enum):
+    """One of the two places for a tunnel in a hop."""
+
+    A = 1
+    B = 2
+
+    @property
+    def link(self) -> str:
+        return f"tun{self.name}"
+
+    @property
+    def table(self) -> int:
+        """Routing table of what this slot's tunnel carries; also its mark and ct zone."""
+        return 100 + self.value
+
+
+@dataclass(frozen=True)
+class Tunnel:
+    """A VPN client bound to one server, in one slot of a hop."""
+
+    server: str
+    slot: Slot
+    address: IPv4Address
+    """The client's address inside the tunnel, as the provider gave it."""
+    resolver: IPv4Address | None
+    config: WireGuardConfig
+    engine: Engine
+    image: str
+    mtu_limit: int | None = None
+    """What the profile says at most, in bytes."""
+    protocol: int = UDP
+
+    @property
+    def endpoint(self) -> IPv4Address:
+        return self.config.endpoint
+
+    @property
+    def endpoint_port(self) -> int:
+        return self.config.endpoint_port
+
+
+@dataclass(frozen=True)
+class Hop:
+    number: int
+    """1 is the guard, next to the uplink."""
+    name: str
+    tunnels: tuple[Tunnel, ...]
+    active: Slot
+
+    @property
+    def tunnel(self) -> Tunnel:
+        """The tunnel that carries traffic."""
+        return next(tunnel for tunnel in self.tunnels if tunnel.slot is self.active)
+
+
+@dataclass(frozen=True)
+class Lan:
+    interface: str
+    address: IPv4Interface
+    mode: LanMode
+
+
+@dataclass(frozen=True)
+class Uplink:
+    """NAT through the host by its default route's interface."""
+
+    interface: str
+    mtu: int
+    forwarded_before: bool
+    """The host forwarded packets from this interface already before chainctl came."""
+    docker_user: bool
+    """Docker drops what it does not know, and has a chain for rules such as ours."""
+
+
+@dataclass(frozen=True)
+class Chain:
+    name: str
+    number: int
+    lan: Lan
+    uplink: Uplink
+    hops: tuple[Hop, ...]
+    wires: IPv4Network
+    resolver: IPv4Address | None
+    """Who answers what devices ask the gateway on port 53; None: nobody."""
+    path_mtu: int
+    """Largest packet that reaches hop 1's server, in bytes."""
+
+    @property
+    def gateway(self) -> NsName:
+        return NsName(f"{self.name}.gateway")
+
+    @property
+    def exit(self) -> Hop:
+        return self.hops[-1]
+
+    def namespace(self, hop: Hop) -> NsName:
+        return NsName(f"{self.name}.hop{hop.number}")
+
+    @property
+    def port_prefix(self) -> str:
+        return f"c{self.number}-"
+
+    @property
+    def gateway_port(self) -> PortName:
+        return PortName(f"{self.port_prefix}gw")
+
+    @property
+    def uplink_port(self) -> PortName:
+        return PortName(f"{self.port_prefix}up")
+
+    def in_port(self, hop: Hop) -> PortName:
+        return PortName(f"{self.port_prefix}h{hop.number}in")
+
+    def out_port(self, hop: Hop) -> PortName:
+        return PortName(f"{self.port_prefix}h{hop.number}out")
+
+    @property
+    def host_link(self) -> str:
+        """The leg of the uplink in the host's namespace."""
+        return f"chain{self.number}"
+
+    def _leg(self, index: int) -> IPv4Address:
+        return self.wires[self.number * LEGS_PER_CHAIN + index]
+
+    @property
+    def gateway_leg(self) -> IPv4Address:
+        return self._leg(1)
+
+    @property
+    def uplink_leg(self) -> IPv4Address:
+        return self._leg(LEGS_PER_CHAIN - 2)
+
+    def in_leg(self, hop: Hop) -> IPv4Address:
+        return self._leg(2 * hop.number)
+
+    def out_leg(self, hop: Hop) -> IPv4Address:
+        return self._leg(2 * hop.number + 1)
+
+    def uid(self, hop: Hop, slot: Slot) -> int:
+        """One uid per slot: a compromised client must not hold its own replacement's TUN."""
+        return _FIRST_UID + self._serial(hop, slot)
+
+    def source_port(self, hop: Hop, slot: Slot) -> int:
+        return source_port(self.number, hop.number, slot)
+
+    def _serial(self, hop: Hop, slot: Slot) -> int:
+        return _serial(self.number, hop.number, slot)
+
+    def client_name(self, hop: Hop, slot: Slot) -> str:
+        return f"{self.name}.hop{hop.number}.{slot.name.lower()}"
+
+    def tunnel_mtu(self, hop: Hop, tunnel: Tunnel) -> int:
+        """Bytes that fit into the tunnel, counted outside-in from the path MTU."""
+        mtu = self.path_mtu
+        for outer in self.hops[: hop.number]:
+            current = tunnel if outer.number == hop.number else outer.tunnel
+            mtu = min(mtu - WIREGUARD_OVERHEAD, current.mtu_limit or mtu)
+        return mtu
+
+    @property
+    def mtu(self) -> int:
+        """What a LAN device can send at once, in bytes."""
+        return self.tunnel_mtu(self.exit, self.exit.tunnel)
+
+
+def source_port(chain_number: int, hop_number: int, slot: Slot) -> int:
+    """The UDP port a tunnel sends from. Pinned, since the filter lists exact tuples."""
+    return _FIRST_SOURCE_PORT + _serial(chain_number, hop_number, slot) % _SOURCE_PORTS
+
+
+def _serial(chain_number: int, hop_number: int, slot: Slot) -> int:
+    return chain_number * LEGS_PER_CHAIN + 2 * (hop_number - 1) + slot.value - 1

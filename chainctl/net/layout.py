@@ -1,0 +1,235 @@
+"""From a chain to the parts it is made of, in the order in which they may come into being.
+
+The order is the promise: a namespace exists with its guard table before it has a link, a port
+has its rows and its filter before it is up, and a client starts in a namespace that is wired
+and guarded. `chainctl.supervisor.plan` takes it from here; taking down is the reverse.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+
+from chainctl.model.chain import Chain, Engine, Hop, Tunnel
+from chainctl.model.parts import (
+    HOST,
+    PANEL,
+    Address,
+    Client,
+    ClientPolicy,
+    DockerRule,
+    FarEnd,
+    Forwarding,
+    KernelWireGuard,
+    LanLeg,
+    Leg,
+    Namespace,
+    NftTable,
+    NsName,
+    Part,
+    PortFilter,
+    PortMode,
+    PortName,
+    PortRow,
+    Route,
+    Rule,
+    Tun,
+    TunFilter,
+    TunnelConfig,
+    Up,
+    WireTuple,
+)
+from chainctl.net import guard
+
+MAIN_TABLE = 254
+ANYWHERE = IPv4Network("0.0.0.0/0")
+_LAST_METRIC = 4_000_000_000
+_FROM_INSIDE = 1000
+"""Priority of the first `ip rule` for what comes from further inside."""
+
+
+def layout(chain: Chain) -> tuple[Part, ...]:
+    """Every part of `chain`, policy before connectivity."""
+    return (
+        Namespace(PANEL),
+        NftTable(PANEL, guard.TABLE, guard.render_panel()),
+        *_guarded_namespaces(chain),
+        *_legs(chain),
+        *_filter_rows(chain),
+        *_filters(chain),
+        *_tunnel_devices(chain),
+        *_addresses(chain),
+        *_routing(chain),
+        *_links_up(chain),
+        *_clients(chain),
+        LanLeg(chain.gateway, "lan0", chain.lan.interface, chain.lan.mode),
+        Address(chain.gateway, "lan0", chain.lan.address),
+        Up(chain.gateway, "lan0"),
+    )
+
+
+def _guarded_namespaces(chain: Chain) -> Iterator[Part]:
+    yield Namespace(chain.gateway, forwarding=True)
+    yield NftTable(chain.gateway, guard.TABLE, guard.render_gateway(chain))
+    for hop in chain.hops:
+        ns = chain.namespace(hop)
+        rules = guard.render_exit(chain) if hop is chain.exit else guard.render_hop(chain, hop)
+        yield Namespace(ns, forwarding=True)
+        yield NftTable(ns, guard.TABLE, rules)
+    yield NftTable(HOST, f"{guard.TABLE}-{chain.name}", guard.render_host(chain))
+    if chain.uplink.docker_user:
+        yield DockerRule(chain.host_link)
+
+
+def _legs(chain: Chain) -> Iterator[Part]:
+    yield Leg(HOST, chain.host_link, chain.uplink_port, chain.uplink.mtu)
+    for hop in chain.hops:
+        ns = chain.namespace(hop)
+        yield Leg(ns, "out0", chain.out_port(hop), chain.uplink.mtu)
+        yield Leg(ns, "in0", chain.in_port(hop), chain.uplink.mtu)
+    # The gateway alone tells the LAN how much fits, so its leg alone has the chain's MTU.
+    yield Leg(chain.gateway, "up0", chain.gateway_port, chain.mtu)
+
+
+def _wires(chain: Chain) -> Iterator[tuple[PortName, PortName]]:
+    """(inner port, outer port) of each wire, the gateway's first."""
+    yield chain.gateway_port, chain.in_port(chain.exit)
+    for hop in reversed(chain.hops):
+        outer = chain.hops[hop.number - 2] if hop.number > 1 else None
+        yield chain.out_port(hop), chain.in_port(outer) if outer else chain.uplink_port
+
+
+def _filter_rows(chain: Chain) -> Iterator[Part]:
+    scope = chain.number + 1
+    yield ClientPolicy(
+        scope=scope,
+        clients=(chain.lan.address.network,),
+        refused=guard.UNREACHABLE_FOR_CLIENTS,
+        dns=(chain.resolver,) if chain.resolver else (),
+    )
+    mtu, gate = chain.uplink.mtu, chain.gateway_port
+    yield PortRow(gate, PortMode.CLIENT, chain.gateway_leg, mtu, scope, gate)
+    yield PortRow(
+        chain.in_port(chain.exit), PortMode.REPLY, chain.in_leg(chain.exit), mtu, scope, gate
+    )
+    yield PortRow(chain.uplink_port, PortMode.TUPLE, chain.uplink_leg, mtu, scope)
+    for hop in chain.hops:
+        yield PortRow(chain.out_port(hop), PortMode.TUPLE, chain.out_leg(hop), mtu, scope)
+        if hop is not chain.exit:
+            yield PortRow(chain.in_port(hop), PortMode.TUPLE, chain.in_leg(hop), mtu, scope)
+    for inner, outer in _wires(chain):
+        yield FarEnd(inner, outer)
+        yield FarEnd(outer, inner)
+    for hop in chain.hops:
+        outer = chain.hops[hop.number - 2] if hop.number > 1 else None
+        back = chain.in_port(outer) if outer else chain.uplink_port
+        for tunnel in hop.tunnels:
+            yield from _tuples(chain, hop, tunnel, back)
+
+
+def _tuples(chain: Chain, hop: Hop, tunnel: Tunnel, back: PortName) -> Iterator[Part]:
+    leg, port = chain.out_leg(hop), chain.source_port(hop, tunnel.slot)
+    server, server_port = tunnel.endpoint, tunnel.endpoint_port
+    out = chain.out_port(hop)
+    yield WireTuple(out, leg, port, server, server_port, tunnel.protocol)
+    # A tunnel further out may have to cut what a server sends to fit.
+    yield WireTuple(back, server, server_port, leg, port, tunnel.protocol, fragments=True)
+
+
+def _ports(chain: Chain) -> Iterator[PortName]:
+    yield chain.uplink_port
+    for hop in chain.hops:
+        yield chain.out_port(hop)
+        yield chain.in_port(hop)
+    yield chain.gateway_port
+
+
+def _filters(chain: Chain) -> Iterator[Part]:
+    for port in _ports(chain):
+        yield PortFilter(port)
+
+
+def _tunnel_devices(chain: Chain) -> Iterator[Part]:
+    for hop in chain.hops:
+        for tunnel in hop.tunnels:
+            ns, link = chain.namespace(hop), tunnel.slot.link
+            mtu = chain.tunnel_mtu(hop, tunnel)
+            if tunnel.engine is Engine.KERNEL:
+                yield KernelWireGuard(ns, link, mtu)
+            else:
+                yield Tun(ns, link, chain.uid(hop, tunnel.slot), mtu)
+            yield TunFilter(ns, link, tunnel.address)
+
+
+def _addresses(chain: Chain) -> Iterator[Part]:
+    yield _address(HOST, chain.host_link, chain.uplink_leg)
+    for hop in chain.hops:
+        ns = chain.namespace(hop)
+        yield _address(ns, "out0", chain.out_leg(hop))
+        yield _address(ns, "in0", chain.in_leg(hop))
+        for tunnel in hop.tunnels:
+            yield _address(ns, tunnel.slot.link, tunnel.address)
+    yield _address(chain.gateway, "up0", chain.gateway_leg)
+
+
+def _address(ns: NsName, link: str, address: IPv4Address) -> Address:
+    return Address(ns, link, IPv4Interface((address, 32)))
+
+
+def _links_up(chain: Chain) -> Iterator[Part]:
+    for hop in chain.hops:
+        for tunnel in hop.tunnels:
+            yield Up(chain.namespace(hop), tunnel.slot.link)
+        yield Up(chain.namespace(hop), "out0")
+        yield Up(chain.namespace(hop), "in0")
+    yield Up(chain.gateway, "up0")
+    yield Up(HOST, chain.host_link)
+
+
+def _routing(chain: Chain) -> Iterator[Part]:
+    """Unreachable defaults come first; routes by a link follow when that link is up."""
+    for hop in chain.hops:
+        ns = chain.namespace(hop)
+        yield Route(ns, MAIN_TABLE, ANYWHERE, metric=_LAST_METRIC)
+        for slot in {tunnel.slot for tunnel in hop.tunnels}:
+            yield Route(ns, slot.table, ANYWHERE, metric=_LAST_METRIC)
+            yield Rule(ns, _FROM_INSIDE + slot.value, "in0", slot.table, slot.table)
+        yield Rule(ns, _FROM_INSIDE + 50, "in0")
+    yield Route(chain.gateway, MAIN_TABLE, ANYWHERE, metric=_LAST_METRIC)
+
+
+def _routes_by_link(chain: Chain) -> Iterator[Part]:
+    for hop in chain.hops:
+        ns = chain.namespace(hop)
+        for tunnel in hop.tunnels:
+            yield Route(
+                ns,
+                MAIN_TABLE,
+                IPv4Network(tunnel.endpoint),
+                "out0",
+                source=chain.out_leg(hop),
+            )
+            yield Route(ns, tunnel.slot.table, ANYWHERE, tunnel.slot.link)
+        if hop is chain.exit:
+            yield Route(ns, MAIN_TABLE, chain.lan.address.network, "in0")
+        else:
+            inner = chain.hops[hop.number]
+            yield Route(ns, MAIN_TABLE, IPv4Network(chain.out_leg(inner)), "in0")
+    yield Route(chain.gateway, MAIN_TABLE, ANYWHERE, "up0")
+    yield Route(HOST, MAIN_TABLE, IPv4Network(chain.out_leg(chain.hops[0])), chain.host_link)
+
+
+def _clients(chain: Chain) -> Iterator[Part]:
+    """What carries traffic: ports up, routes, forwarding, and the VPN clients."""
+    yield from (Up(PANEL, port) for port in _ports(chain))
+    yield from _routes_by_link(chain)
+    yield Forwarding(chain.host_link)
+    if not chain.uplink.forwarded_before:
+        yield Forwarding(chain.uplink.interface)
+    for hop in chain.hops:
+        for tunnel in hop.tunnels:
+            name = chain.client_name(hop, tunnel.slot)
+            ns, link = chain.namespace(hop), tunnel.slot.link
+            if tunnel.engine is Engine.USERSPACE:
+                yield Client(name, ns, link, chain.uid(hop, tunnel.slot), tunnel.image)
+            yield TunnelConfig(name, ns, link, tunnel.config.digest())

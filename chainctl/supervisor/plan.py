@@ -1,0 +1,230 @@
+"""What to do so that the parts that exist become the parts that should.
+
+Pure. The supervisor hands in what `layout` wants and what the drivers saw, and executes the
+steps one by one; killed after any of them, the next plan starts from what is there then.
+Three rules order every plan: the gate is shut before anything is touched and opened after
+everything is proved; what carries traffic is taken away before what judges it; parts come
+into being in the order of the layout, policy before connectivity.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias, assert_never
+
+from chainctl.model.parts import (
+    HOST,
+    PANEL,
+    Address,
+    Client,
+    ClientPolicy,
+    DockerRule,
+    FarEnd,
+    ForeignLink,
+    Forwarding,
+    KernelWireGuard,
+    Key,
+    LanLeg,
+    Leg,
+    Namespace,
+    NftTable,
+    NsName,
+    Part,
+    PortFilter,
+    PortName,
+    PortRow,
+    Route,
+    Rule,
+    Tun,
+    TunFilter,
+    TunnelConfig,
+    Up,
+    WireTuple,
+)
+
+
+@dataclass(frozen=True)
+class CloseGate:
+    """Nothing passes from the LAN from here on."""
+
+
+@dataclass(frozen=True)
+class Make:
+    part: Part
+
+
+@dataclass(frozen=True)
+class Change:
+    """In place, without a moment in which neither the old nor the new is in force."""
+
+    old: Part
+    new: Part
+
+
+@dataclass(frozen=True)
+class Remove:
+    part: Part
+
+
+@dataclass(frozen=True)
+class Prove:
+    """The hop answered a two-way probe through its tunnel."""
+
+    hop: int
+
+
+@dataclass(frozen=True)
+class OpenGate:
+    """Traffic may pass for as long as the proof is fresh."""
+
+
+Step: TypeAlias = CloseGate | Make | Change | Remove | Prove | OpenGate
+
+
+def plan(
+    want: Sequence[Part],
+    have: Iterable[Part],
+    *,
+    hops: Sequence[int] = (),
+    shared: Collection[Key] = (),
+    gate_open: bool = False,
+    open_wanted: bool = True,
+) -> tuple[Step, ...]:
+    """The steps from `have` to `want`; empty when there is nothing to do.
+
+    `hops`: numbers to prove, outside-in, before the gate opens (none: it stays shut).
+    `shared`: keys that other chains need too; they are made, changed, never removed.
+    `gate_open`: the gate lets traffic pass now. `open_wanted`: it should.
+    """
+    have = tuple(have)
+    steps = _repairs(want, have, shared)
+    opens = bool(hops) and open_wanted
+    closing: list[Step] = [CloseGate()] if gate_open and (steps or not opens) else []
+    proving: list[Step] = []
+    if opens and (steps or not gate_open):
+        proving = [*(Prove(number) for number in sorted(hops)), OpenGate()]
+    return (*closing, *steps, *proving)
+
+
+def _repairs(want: Sequence[Part], have: Sequence[Part], shared: Collection[Key]) -> list[Step]:
+    """Removals, connectivity first; then what is missing or different, policy first."""
+    wanted = {part.key: part for part in want}
+    ports = {part.port: part.key for part in have if isinstance(part, Leg)}
+    doomed = {
+        part.key
+        for part in have
+        if part.key not in shared
+        and (part.key not in wanted or _must_be_replaced(part, wanted[part.key]))
+    }
+    doomed |= _orphaned_clients(have, doomed)
+    removed = [part for part in have if part.key in doomed]
+    # What goes with its namespace or link needs no step, unless it lets traffic pass.
+    steps: list[Step] = [
+        Remove(part)
+        for part in sorted(removed, key=_removal_rank)
+        if _carries_traffic(part) or not _goes_with(part, ports) & doomed
+    ]
+    standing = {
+        part.key: part
+        for part in have
+        if part.key not in doomed and not _goes_with(part, ports) & doomed
+    }
+    for part in want:
+        current = standing.get(part.key)
+        if current is None:
+            steps.append(Make(part))
+        elif current != part:
+            steps.append(Change(current, part))
+    return steps
+
+
+def _orphaned_clients(have: Sequence[Part], doomed: Collection[Key]) -> set[Key]:
+    """Clients whose TUN is gone or goes: they hold a descriptor of a device nobody sees."""
+    links = {part.key for part in have if isinstance(part, Tun)} - set(doomed)
+    return {
+        part.key
+        for part in have
+        if isinstance(part, Client) and ("link", part.ns, part.link) not in links
+    }
+
+
+def _must_be_replaced(old: Part, new: Part) -> bool:
+    """There is no way to change it in place."""
+    if old == new:
+        return False
+    if type(old) is not type(new):
+        return True
+    match old, new:
+        case Leg(), Leg():
+            return old.port != new.port
+        case Tun(), Tun():
+            return old.uid != new.uid
+        case ((LanLeg() | Address() | Up() | Route() | Rule() | Client() | ForeignLink()), _):
+            return True
+        case _:
+            return False
+
+
+def _goes_with(part: Part, ports: Mapping[PortName, Key]) -> set[Key]:
+    """Keys of the parts with which the kernel takes this one away."""
+    match part:
+        case Namespace() | Forwarding() | DockerRule() | ClientPolicy() | Client():
+            return set()
+        case PortFilter(port) | PortRow(port=port) | WireTuple(port=port):
+            return {ports[port]} if port in ports else set()
+        case FarEnd(port, far):
+            return {ports[end] for end in (port, far) if end in ports}
+        case Up(ns, link) if ns == PANEL:
+            port = PortName(link)
+            return {ports[port]} if port in ports else set()
+        case Leg() | NftTable() | Tun() | LanLeg() | KernelWireGuard() | ForeignLink() | Rule():
+            return _namespace(part.ns)
+        case Address() | Up() | TunFilter():
+            return _namespace(part.ns) | {("link", part.ns, part.link)}
+        case Route():
+            return _namespace(part.ns) | ({("link", part.ns, part.link)} if part.link else set())
+        case TunnelConfig():
+            return {("client", part.name), ("link", part.ns, part.link)}
+        case _:
+            assert_never(part)
+
+
+def _namespace(ns: NsName) -> set[Key]:
+    return set() if ns == HOST else {("namespace", ns)}
+
+
+def _carries_traffic(part: Part) -> bool:
+    return isinstance(part, Client | Leg | LanLeg | ForeignLink) or (
+        isinstance(part, Up) and part.ns == PANEL
+    )
+
+
+_REMOVAL_ORDER: tuple[type, ...] = (
+    Up,
+    Client,
+    ForeignLink,
+    LanLeg,
+    Forwarding,
+    TunnelConfig,
+    Leg,
+    Route,
+    Address,
+    Tun,
+    KernelWireGuard,
+    TunFilter,
+    PortFilter,
+    WireTuple,
+    FarEnd,
+    PortRow,
+    ClientPolicy,
+    Rule,
+    DockerRule,
+    Namespace,
+    NftTable,
+)
+
+
+def _removal_rank(part: Part) -> tuple[int, int]:
+    """Connectivity first, policy last; the panel after everything that ends in it."""
+    return (_REMOVAL_ORDER.index(type(part)), isinstance(part, Namespace) and part.name == PANEL)
