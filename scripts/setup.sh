@@ -37,6 +37,10 @@ vm     command  cpio              cpio                    packs the machine's fi
 END
 }
 
+environment_works() {
+	.venv/bin/python -c '' 2>/dev/null
+}
+
 find_python() {
 	local name path
 	for name in python3.14 python3.13 python3.12 python3.11 python3; do
@@ -60,7 +64,7 @@ present() {
 		compgen -G "/usr/include/$(uname -m)-linux-gnu/$name" >/dev/null ||
 		compgen -G "/usr/local/include/$name" >/dev/null ;;
 	file) [[ -e $name ]] ;;
-	python) find_python >/dev/null ;;
+	python) environment_works || find_python >/dev/null ;;
 	esac
 }
 
@@ -95,22 +99,22 @@ install_system() {
 
 make_environment() {
 	local python stamp
+	stamp=$(cat requirements-uv.lock requirements-dev.lock pyproject.toml | sha256sum)
+	if [[ -x .venv/bin/chainctl && -f .make/venv && $(<.make/venv) == "$stamp" ]] &&
+		environment_works; then
+		return
+	fi
 	python=$(find_python) || {
 		echo "No Python >= 3.11 with the module venv was found. On Debian: python3-venv" >&2
 		return 1
 	}
-	stamp=$(cat requirements-uv.lock requirements-dev.lock pyproject.toml | sha256sum)
-	if [[ -x .venv/bin/chainctl && -f .make/venv && $(<.make/venv) == "$stamp" ]] &&
-		.venv/bin/python -c '' 2>/dev/null; then
-		return
-	fi
 	echo "making .venv with $("$python" --version) from the hashed locks"
 	rm -f .make/venv
 	"$python" -m venv --clear .make/uv
 	.make/uv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes \
 		--requirement requirements-uv.lock
 	local uv=.make/uv/bin/uv
-	.venv/bin/python -c '' 2>/dev/null || "$uv" venv --quiet --clear --python "$python" .venv
+	environment_works || "$uv" venv --quiet --clear --python "$python" .venv
 	export VIRTUAL_ENV=.venv
 	"$uv" pip install --quiet --compile-bytecode --require-hashes --requirement requirements-dev.lock
 	"$uv" pip install --quiet --no-deps --no-build-isolation --editable .
@@ -119,7 +123,7 @@ make_environment() {
 
 mkdir -p .make
 # Two calls at once (make -j, two terminals) would undo each other's work.
-exec 9>.make/lock
+exec 9<.make
 flock 9
 install_system "$@"
 make_environment
