@@ -15,6 +15,7 @@ from typing import Any
 from chainctl.errors import MendHost
 
 _STATELESS = 1 << 2  # NFT_CTX_OUTPUT_* of nftables/libnftables.h
+_TERSE = 1 << 11
 _JSON = 1 << 4
 _NUMERIC = 0b1111 << 7
 
@@ -51,12 +52,12 @@ def apply(commands: str) -> None:
 
 
 def read_table(family: str, table: str) -> str | None:
-    """The table's rules and sets without counters and timeouts; None when there is none.
+    """The table without counters and without what its named sets hold; None when there is none.
 
     Two readings of an unchanged table are equal, so that a hash of it shows tampering.
     """
     try:
-        return _run(f"list table {family} {table}\n", flags=_STATELESS | _NUMERIC)
+        return _run(f"list table {family} {table}\n", flags=_STATELESS | _NUMERIC | _TERSE)
     except NftError as error:
         if "No such file or directory" in error.message:
             return None

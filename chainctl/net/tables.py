@@ -1,0 +1,109 @@
+"""The driver for nft tables, and for our one rule in Docker's chain.
+
+A table is changed by flushing and refilling it in one transaction: its chains and sets stay,
+so nothing passes and nothing is lost in between. To see whether somebody changed a table, the
+listing the kernel gave right after we wrote it is remembered as a hash, on tmpfs; a lost hash
+only means that the table is written again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from chainctl.host import nft
+from chainctl.host.files import ensure_dir, write_atomic
+from chainctl.host.netns import Namespaces
+from chainctl.model.parts import HOST, DockerRule, NftTable, NsName
+
+CHANGED = "(changed by somebody else)"
+"""Stands for the rules of a table that are not the ones we wrote."""
+
+_DOCKER_CHAIN = "ip filter DOCKER-USER"
+
+
+class Tables:
+    def __init__(self, namespaces: Namespaces, memory: Path) -> None:
+        """`memory`: directory for the hashes, gone after a reboot like the tables."""
+        self._namespaces = namespaces
+        self._memory = memory
+        ensure_dir(memory, 0o700)
+
+    def write(self, part: NftTable) -> None:
+        """Create or replace. Raises NftError C305; then the old rules stay in force."""
+        name = f"inet {part.table}"
+        commands = f"add table {name}\nflush table {name}\ntable {name} {{\n{part.rules}\n}}\n"
+
+        def write() -> str:
+            nft.apply(commands)
+            return nft.read_table("inet", part.table) or ""
+
+        listing = self._namespaces.call(part.ns, write)
+        remembered = {"rules": part.rules, "listing": _hash(listing)}
+        write_atomic(self._file(part.ns, part.table), json.dumps(remembered).encode(), 0o600)
+
+    def remove(self, part: NftTable) -> None:
+        name = f"inet {part.table}"
+        commands = f"add table {name}\ndelete table {name}\n"
+        self._namespaces.call(part.ns, lambda: nft.apply(commands))
+        self._file(part.ns, part.table).unlink(missing_ok=True)
+
+    def observe(self, places: Iterable[tuple[NsName, str]]) -> Iterator[NftTable]:
+        """The tables among `places` (namespace, table) that exist."""
+        for ns, table in places:
+            listing = self._namespaces.call(ns, lambda table=table: nft.read_table("inet", table))
+            if listing is None:
+                continue
+            try:
+                remembered = json.loads(self._file(ns, table).read_bytes())
+            except (OSError, ValueError):
+                remembered = {}
+            ours = remembered.get("listing") == _hash(listing)
+            yield NftTable(ns, table, remembered["rules"] if ours else CHANGED)
+
+    def forget(self, ns: NsName) -> None:
+        """The namespace is gone, and its tables with it."""
+        for path in self._memory.glob(f"{ns}@*"):
+            path.unlink(missing_ok=True)
+
+    def make_docker_rule(self, part: DockerRule) -> None:
+        self.remove_docker_rule(part)
+        rules = [
+            f'insert rule {_DOCKER_CHAIN} {way} "{part.link}" accept comment "{_comment(part)}"\n'
+            for way in ("iifname", "oifname")
+        ]
+        self._namespaces.call(HOST, lambda: nft.apply("".join(rules)))
+
+    def remove_docker_rule(self, part: DockerRule) -> None:
+        handles = [rule["handle"] for rule in self._docker_rules(part)]
+        commands = "".join(f"delete rule {_DOCKER_CHAIN} handle {handle}\n" for handle in handles)
+        if commands:
+            self._namespaces.call(HOST, lambda: nft.apply(commands))
+
+    def observe_docker_rule(self, link: str) -> DockerRule | None:
+        part = DockerRule(link)
+        return part if len(self._docker_rules(part)) == 2 else None
+
+    def _docker_rules(self, part: DockerRule) -> list[dict[str, Any]]:
+        try:
+            answer = self._namespaces.call(
+                HOST, lambda: nft.read_json(f"list chain {_DOCKER_CHAIN}")
+            )
+        except nft.NftError:
+            return []  # There is no Docker, or it does not use nftables.
+        rules = [item["rule"] for item in answer["nftables"] if "rule" in item]
+        return [rule for rule in rules if rule.get("comment") == _comment(part)]
+
+    def _file(self, ns: NsName, table: str) -> Path:
+        return self._memory / f"{ns}@{table}"
+
+
+def _comment(part: DockerRule) -> str:
+    return f"chainctl {part.link}"
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,219 @@
+"""The journal: what is wanted and what happened, in one SQLite file.
+
+The kernel says what *is*; here stands only what cannot be read from it. Never a key, a
+profile's text or a token. Wishes are on disk when the call returns (synchronous=FULL);
+events are written by one thread in the order of their numbers, a batch a transaction.
+"""
+
+from __future__ import annotations
+
+import json
+import queue
+import sqlite3
+import threading
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from chainctl.errors import MendHost
+from chainctl.host import clock
+from chainctl.model.event import Event, Recorded
+
+_SCHEMA_VERSION = 1
+_SCHEMA = """
+CREATE TABLE chain (
+    name TEXT PRIMARY KEY,
+    number INTEGER NOT NULL UNIQUE,
+    file TEXT NOT NULL,
+    up INTEGER NOT NULL,
+    closed INTEGER NOT NULL
+);
+CREATE TABLE memory (
+    chain TEXT NOT NULL,
+    key TEXT NOT NULL,
+    value TEXT NOT NULL,
+    PRIMARY KEY (chain, key)
+);
+CREATE TABLE event (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT,
+    at REAL NOT NULL,
+    boot REAL NOT NULL,
+    kind TEXT NOT NULL,
+    chain TEXT NOT NULL,
+    hop TEXT NOT NULL,
+    code TEXT NOT NULL,
+    text TEXT NOT NULL,
+    facts TEXT NOT NULL
+);
+"""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the user asked for. `file`: the chain file, absolute."""
+
+    name: str
+    number: int
+    file: Path
+    up: bool
+    closed: bool
+
+
+class Journal:
+    """Safe to use from several threads. Close it to have the last events on disk."""
+
+    def __init__(self, path: Path) -> None:
+        """Open or create. Raises MendHost C510 when the file is damaged or from the future."""
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._lock = threading.RLock()
+        self._path = path
+        try:
+            self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=FULL")
+            self._prepare()
+        except sqlite3.Error as error:
+            raise MendHost(
+                "C510",
+                f"the journal {path} cannot be read: {error}",
+                hint="move the file away; running chains are found again by what is in the kernel",
+            ) from None
+        self._events: queue.Queue[tuple[float, float, Event] | threading.Event] = queue.Queue()
+        self._stopped = False
+        self._writer = threading.Thread(target=self._write, name="journal", daemon=True)
+        self._writer.start()
+
+    def close(self) -> None:
+        self.flush()
+        self._stopped = True
+        self._events.put(threading.Event())
+        self._writer.join()
+        self._db.close()
+
+    def chains(self) -> list[Wanted]:
+        rows = self._rows("SELECT name, number, file, up, closed FROM chain ORDER BY number")
+        return [Wanted(n, number, Path(f), bool(up), bool(c)) for n, number, f, up, c in rows]
+
+    def chain(self, name: str) -> Wanted | None:
+        return next((chain for chain in self.chains() if chain.name == name), None)
+
+    def want(
+        self,
+        name: str,
+        *,
+        file: Path | None = None,
+        up: bool | None = None,
+        closed: bool | None = None,
+        taken: Collection[int] = (),
+    ) -> Wanted:
+        """Write a wish down. A chain not known yet gets the lowest number not in `taken`."""
+        with self._transaction():
+            known = self.chain(name)
+            used = set(taken) | {chain.number for chain in self.chains()}
+            number = (
+                known.number if known else next(n for n in range(len(used) + 1) if n not in used)
+            )
+            wanted = Wanted(
+                name,
+                number,
+                file or (known.file if known else Path()),
+                up if up is not None else bool(known and known.up),
+                closed if closed is not None else bool(known and known.closed),
+            )
+            self._db.execute(
+                "INSERT OR REPLACE INTO chain VALUES (?, ?, ?, ?, ?)",
+                (name, wanted.number, str(wanted.file), wanted.up, wanted.closed),
+            )
+        return wanted
+
+    def forget(self, name: str) -> None:
+        """The chain is gone from the machine; its events stay."""
+        with self._transaction():
+            self._db.execute("DELETE FROM chain WHERE name = ?", (name,))
+            self._db.execute("DELETE FROM memory WHERE chain = ?", (name,))
+
+    def remember(self, chain: str, key: str, value: Any) -> None:
+        with self._transaction():
+            self._db.execute(
+                "INSERT OR REPLACE INTO memory VALUES (?, ?, ?)", (chain, key, json.dumps(value))
+            )
+
+    def recall(self, chain: str, key: str, default: Any = None) -> Any:
+        rows = self._rows("SELECT value FROM memory WHERE chain = ? AND key = ?", chain, key)
+        return json.loads(rows[0][0]) if rows else default
+
+    def append(self, event: Event) -> None:
+        """Returns at once; `flush` waits until it is on disk."""
+        self._events.put((clock.wall_seconds(), clock.boot_seconds(), event))
+
+    def flush(self) -> None:
+        written = threading.Event()
+        self._events.put(written)
+        written.wait()
+
+    def events(self, chain: str = "", *, after: int = 0, limit: int = 1000) -> list[Recorded]:
+        """The newest `limit` events of a chain (of all: "") with numbers above `after`."""
+        rows = self._rows(
+            "SELECT seq, at, boot, kind, chain, hop, code, text, facts FROM event"
+            " WHERE seq > ? AND (? = '' OR chain = ?) ORDER BY seq DESC LIMIT ?",
+            after,
+            chain,
+            chain,
+            limit,
+        )
+        return [
+            Recorded(seq, at, boot, Event(kind, name, text, hop, code, json.loads(facts)))
+            for seq, at, boot, kind, name, hop, code, text, facts in reversed(rows)
+        ]
+
+    def _prepare(self) -> None:
+        (version,) = self._db.execute("PRAGMA user_version").fetchone()
+        if version > _SCHEMA_VERSION:
+            raise MendHost(
+                "C511",
+                f"the journal {self._path} was written by a newer chainctl",
+                hint="install that version again, or move the file away",
+            )
+        if version < _SCHEMA_VERSION:
+            self._db.executescript(
+                f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {_SCHEMA_VERSION}; COMMIT;"
+            )
+
+    def _rows(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
+        with self._lock:
+            return self._db.execute(sql, values).fetchall()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        with self._lock:
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+            except BaseException:
+                self._db.execute("ROLLBACK")
+                raise
+            self._db.execute("COMMIT")
+
+    def _write(self) -> None:
+        while not self._stopped:
+            batch = [self._events.get()]
+            while not self._events.empty():
+                batch.append(self._events.get())
+            rows = [
+                (at, boot, e.kind, e.chain, e.hop, e.code, e.text, json.dumps(dict(e.facts)))
+                for item in batch
+                if not isinstance(item, threading.Event)
+                for at, boot, e in [item]
+            ]
+            if rows:
+                with self._transaction():
+                    self._db.executemany(
+                        "INSERT INTO event (at, boot, kind, chain, hop, code, text, facts)"
+                        " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                        rows,
+                    )
+            for item in batch:
+                if isinstance(item, threading.Event):
+                    item.set()

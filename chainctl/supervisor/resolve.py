@@ -1,0 +1,179 @@
+"""What should be: from the chain file and the facts to a chain with every number in it. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+
+from chainctl.errors import ChangeServer, MendHost
+from chainctl.model.chain import (
+    MINIMUM_MTU,
+    WIREGUARD_OVERHEAD,
+    Chain,
+    Engine,
+    Hop,
+    Lan,
+    Slot,
+    Tunnel,
+    Uplink,
+    source_port,
+)
+from chainctl.model.facts import Known, NetworkFacts
+from chainctl.model.parts import LanMode
+from chainctl.model.wireguard import WireGuardConfig
+from chainctl.spec.model import ChainSpec, HopSpec, LanSpec, ServerProfile
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What `resolve` has to know beside the chain file."""
+
+    number: int
+    network: NetworkFacts
+    selection: Mapping[str, str]
+    """Hop name -> server, as chosen earlier. A hop or server that is no more is passed over."""
+    names: Mapping[str, IPv4Address]
+    """Host names of endpoints -> the addresses they are pinned to."""
+    engine: Engine
+    image: str
+    """Digest of the image clients run from."""
+    forwarded_before: bool
+    path_mtu: int | None = None
+    """Measured to hop 1's server, in bytes; None: not measured, the interface's own counts."""
+
+
+def resolve(spec: ChainSpec, facts: Facts) -> Chain:
+    """Raises MendHost when the machine lacks a named interface, ChangeServer C403 when no
+    server is left for a hop.
+    """
+    uplink = _uplink(spec, facts)
+    servers = choose_servers(spec, facts.selection, facts.names)
+    hops = tuple(
+        Hop(number, hop.name, (_tunnel(facts, number, servers[hop.name]),), Slot.A)
+        for number, hop in enumerate(spec.hops, start=1)
+    )
+    chain = Chain(
+        name=spec.name,
+        number=facts.number,
+        lan=_lan(spec.lan, facts.network),
+        uplink=uplink,
+        hops=hops,
+        wires=spec.wires,
+        resolver=spec.dns_upstream or hops[-1].tunnel.resolver,
+        path_mtu=min(facts.path_mtu or uplink.mtu, uplink.mtu),
+    )
+    if chain.mtu < MINIMUM_MTU:
+        raise MendHost(
+            "C402",
+            f"{len(hops)} hops leave packets of {chain.mtu} bytes, less than the {MINIMUM_MTU}"
+            " that IPv4 needs",
+            hint=f"each WireGuard hop takes {WIREGUARD_OVERHEAD} bytes: use fewer hops",
+        )
+    return chain
+
+
+def choose_servers(
+    spec: ChainSpec, selection: Mapping[str, str], names: Mapping[str, IPv4Address]
+) -> dict[str, ServerProfile]:
+    """The servers chosen earlier where they are still in the pool, else the first not taken."""
+    chosen: dict[str, ServerProfile] = {}
+    for hop in spec.hops:
+        taken = {endpoint_address(profile, names) for profile in chosen.values()}
+        free = [profile for profile in hop.pool if endpoint_address(profile, names) not in taken]
+        if not free:
+            raise _pool_exhausted(hop)
+        earlier = [profile for profile in free if profile.name == selection.get(hop.name)]
+        chosen[hop.name] = (earlier or free)[0]
+    return chosen
+
+
+def endpoint_address(profile: ServerProfile, names: Mapping[str, IPv4Address]) -> IPv4Address:
+    host = profile.endpoint.host
+    return host if isinstance(host, IPv4Address) else names[host]
+
+
+def _pool_exhausted(hop: HopSpec) -> ChangeServer:
+    return ChangeServer(
+        "C403",
+        f"every server of the pool ({len(hop.pool)}) already serves a hop further out",
+        hint="add a server to this hop's pool: no server may see two places of a chain",
+        where=f"hop {hop.name}",
+    )
+
+
+def _tunnel(facts: Facts, number: int, profile: ServerProfile) -> Tunnel:
+    config = WireGuardConfig(
+        private_key=profile.private_key,
+        listen_port=source_port(facts.number, number, Slot.A),
+        peer_public_key=profile.peer_public_key,
+        preshared=profile.preshared,
+        endpoint=endpoint_address(profile, facts.names),
+        endpoint_port=profile.endpoint.port,
+        keepalive=profile.keepalive or _KEEPALIVE,
+    )
+    return Tunnel(
+        server=profile.name,
+        slot=Slot.A,
+        address=profile.addresses[0].ip,
+        resolver=profile.dns[0] if profile.dns else None,
+        config=config,
+        engine=facts.engine,
+        image=facts.image,
+        mtu_limit=profile.mtu,
+    )
+
+
+_KEEPALIVE = 25
+"""Seconds; what wg(8) recommends behind NAT, and what starts the handshake at once."""
+
+
+def _uplink(spec: ChainSpec, facts: Facts) -> Uplink:
+    network = facts.network
+    route = network.default_route
+    name = spec.wan.interface or (route.link if route else None)
+    if name is None:
+        raise MendHost(
+            "C330",
+            "this machine has no IPv4 default route, so there is no way to the first server",
+            hint="connect it, or name the interface: wan: {interface: …}",
+        )
+    link = network.link(name)
+    if link is None:
+        raise MendHost(
+            "C331",
+            f"there is no interface {name!r} for the uplink",
+            hint=f"this machine has: {_names(network)}",
+        )
+    firewall = network.firewall
+    if firewall.forward_drops and not firewall.docker_user:
+        raise MendHost(
+            "C332",
+            f"{', '.join(firewall.forward_drops)} drops forwarded packets, and no rule of ours"
+            " can undo that",
+            hint=f"let it accept what comes from and goes to the interface chain{facts.number}",
+        )
+    return Uplink(name, link.mtu, facts.forwarded_before, firewall.docker_user)
+
+
+def _lan(lan: LanSpec, network: NetworkFacts) -> Lan:
+    link = network.link(lan.interface)
+    if link is None:
+        raise MendHost(
+            "C333",
+            f"there is no interface {lan.interface!r} for the LAN",
+            hint=f"this machine has: {_names(network)}",
+        )
+    mode = lan.mode or (LanMode.BRIDGE if link.kind == "bridge" else LanMode.MACVLAN)
+    if mode is LanMode.MACVLAN and link.wireless.known is Known.YES:
+        raise MendHost(
+            "C334",
+            f"{lan.interface} is a Wi-Fi interface: its access point takes frames from one"
+            " address only, so the gateway cannot have one of its own there",
+            hint="connect the LAN by cable",
+        )
+    return Lan(lan.interface, lan.address, mode)
+
+
+def _names(network: NetworkFacts) -> str:
+    return ", ".join(sorted(link.name for link in network.links if link.name != "lo"))

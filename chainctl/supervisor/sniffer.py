@@ -1,0 +1,277 @@
+"""Asks every hop again and again whether it carries packets both ways.
+
+One thread and one epoll loop for all hops of all chains. Each hop has a raw ICMP socket,
+opened inside its namespace and bound to its tunnel. What is asked, in this order until
+something answers, after which only that is asked: an echo to the profile's own resolver; an
+echo with TTL 1, which the server itself must answer with "time exceeded"; an echo to the
+server's public address from inside the tunnel. No third party is asked.
+
+A handshake is no proof: a tunnel with a wrong MTU shakes hands and carries nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import select
+import socket
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from ipaddress import IPv4Address
+
+from chainctl.host import clock
+from chainctl.host.netns import Namespaces
+from chainctl.model.parts import NsName
+from chainctl.supervisor.icmp import parse_answer, render_echo
+
+INTERVAL = 0.5
+"""Seconds between two questions to a hop that answers."""
+BURST_INTERVAL = 0.05
+"""Seconds between two questions while somebody waits for an answer."""
+
+_NOWHERE = IPv4Address("192.0.2.1")
+"""TEST-NET-1 (RFC 5737): with TTL 1 the packet ends at the server in any case."""
+_REMEMBERED = 64
+
+_IP_MTU_DISCOVER, _IP_PMTUDISC_PROBE = 10, 3
+"""linux/in.h: set DF and ignore what is known of the path, so that sizes can be tried."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where to ask, and whom."""
+
+    ns: NsName
+    link: str
+    address: IPv4Address
+    resolver: IPv4Address | None
+    server: IPv4Address
+
+    @property
+    def questions(self) -> tuple[tuple[IPv4Address, int], ...]:
+        """(target, TTL), the best first."""
+        echo = ((self.resolver, 64),) if self.resolver else ()
+        return (*echo, (_NOWHERE, 1), (self.server, 1))
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What is known of a hop. Times are seconds since boot; 0 means never."""
+
+    sent: int = 0
+    heard: int = 0
+    last_heard: float = 0.0
+    silent_since: float = 0.0
+    """When the first question went out that nothing has answered since; 0: none."""
+    rtt: float = 0.0
+    """Smoothed round-trip time in seconds (RFC 6298's 1/8)."""
+    unanswered: int = 0
+    """Questions since something was last heard."""
+    sizes: tuple[int, ...] = ()
+    """Packet sizes in bytes that were answered, of those tried by `measure`."""
+
+
+@dataclass
+class _Watch:
+    place: Place
+    sock: socket.socket
+    identifier: int
+    reading: Reading = Reading()
+    sequence: int = 0
+    due: float = 0.0
+    works: int | None = None
+    """Index of the question that was answered last."""
+    pending: dict[int, tuple[float, int, int]] = field(default_factory=dict)
+    """Sequence -> (sent at, question, size)."""
+    waiting: int = 0
+    """How many callers wait for an answer now: ask fast."""
+
+
+class Sniffer:
+    """`watch` a place under a key, read it at any time, `close` at the end."""
+
+    def __init__(self, namespaces: Namespaces) -> None:
+        self._namespaces = namespaces
+        self._watches: dict[str, _Watch] = {}
+        self._by_fd: dict[int, _Watch] = {}
+        self._changed = threading.Condition()
+        self._epoll = select.epoll()
+        self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._epoll.register(self._wake_read, select.EPOLLIN)
+        self._stopped = False
+        self._thread = threading.Thread(target=self._loop, name="sniffer", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._stopped = True
+        self._wake()
+        self._thread.join()
+        for key in list(self._watches):
+            self.forget(key)
+        self._epoll.close()
+        os.close(self._wake_read)
+        os.close(self._wake_write)
+
+    def watch(self, key: str, place: Place) -> None:
+        """Ask at `place` from now on; what was known under `key` for another place is gone."""
+        known = self._watches.get(key)
+        if known is not None and known.place == place:
+            return
+        self.forget(key)
+        sock = self._namespaces.call(place.ns, lambda: _open(place))
+        with self._changed:
+            identifier = random.SystemRandom().randrange(1, 1 << 16)
+            watch = _Watch(place, sock, identifier)
+            self._watches[key] = self._by_fd[sock.fileno()] = watch
+            self._epoll.register(sock.fileno(), select.EPOLLIN)
+        self._wake()
+
+    def forget(self, key: str) -> None:
+        """Close the socket, which would otherwise keep a removed namespace alive."""
+        with self._changed:
+            watch = self._watches.pop(key, None)
+            if watch is not None:
+                self._epoll.unregister(watch.sock.fileno())
+                del self._by_fd[watch.sock.fileno()]
+                watch.sock.close()
+
+    def forget_all(self, prefix: str) -> None:
+        for key in [key for key in self._watches if key.startswith(prefix)]:
+            self.forget(key)
+
+    def reading(self, key: str) -> Reading:
+        with self._changed:
+            watch = self._watches.get(key)
+            return watch.reading if watch else Reading()
+
+    def prove(self, key: str, *, patience: float) -> Reading:
+        """Ask fast until something asked from now on is answered, at most `patience` seconds."""
+        begun = clock.boot_seconds()
+        with self._changed:
+            watch = self._watches[key]
+            watch.waiting += 1
+            watch.due = 0.0
+            self._wake()
+            try:
+                self._changed.wait_for(
+                    lambda: watch.reading.last_heard > begun or self._stopped, patience
+                )
+            finally:
+                watch.waiting -= 1
+            return watch.reading
+
+    def measure(self, key: str, sizes: Sequence[int], *, patience: float) -> tuple[int, ...]:
+        """Which packet sizes (bytes) get through the tunnel of `key`; all asked at once.
+
+        Returns as soon as the largest was answered, otherwise after `patience` seconds.
+        """
+        with self._changed:
+            watch = self._watches[key]
+            watch.reading = replace(watch.reading, sizes=())
+            for size in sizes:
+                self._ask(watch, size)
+            self._changed.wait_for(lambda: max(sizes) in watch.reading.sizes, patience)
+            return watch.reading.sizes
+
+    def _loop(self) -> None:
+        while not self._stopped:
+            for fd, _ in self._epoll.poll(self._until_due()):
+                if fd == self._wake_read:
+                    self._drain()
+                else:
+                    self._hear(fd)
+            self._ask_due()
+
+    def _until_due(self) -> float:
+        now = clock.boot_seconds()
+        with self._changed:
+            dues = [watch.due for watch in self._watches.values()]
+        return max(0.0, min([*(due - now for due in dues), INTERVAL]))
+
+    def _ask_due(self) -> None:
+        now = clock.boot_seconds()
+        with self._changed:
+            for watch in self._watches.values():
+                if watch.due <= now:
+                    self._ask(watch, None)
+                    watch.due = now + (BURST_INTERVAL if watch.waiting else INTERVAL)
+
+    def _ask(self, watch: _Watch, size: int | None) -> None:
+        """Send what has worked, or every question while nothing has."""
+        questions = list(enumerate(watch.place.questions))
+        if watch.works is not None and watch.reading.unanswered < 3:
+            questions = [questions[watch.works]]
+        now = clock.boot_seconds()
+        for number, (target, ttl) in questions:
+            watch.sequence = (watch.sequence + 1) % (1 << 16)
+            echo = render_echo(watch.identifier, watch.sequence, size or 28)
+            try:
+                watch.sock.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, ttl)
+                watch.sock.sendto(echo, (str(target), 0))
+            except OSError:
+                pass  # A full queue or a link that is down is silence, and counted as such.
+            watch.pending[watch.sequence] = (now, number, size or 0)
+        while len(watch.pending) > _REMEMBERED:
+            watch.pending.pop(next(iter(watch.pending)))
+        reading = watch.reading
+        watch.reading = replace(
+            reading,
+            sent=reading.sent + 1,
+            unanswered=reading.unanswered + 1,
+            silent_since=reading.silent_since or now,
+        )
+
+    def _hear(self, fd: int) -> None:
+        with self._changed:
+            watch = self._by_fd.get(fd)
+            if watch is None:
+                return
+            while True:
+                try:
+                    packet = watch.sock.recv(65536)
+                except OSError:
+                    return
+                answer = parse_answer(packet)
+                if answer and answer.identifier == watch.identifier:
+                    self._heard(watch, answer.sequence)
+
+    def _heard(self, watch: _Watch, sequence: int) -> None:
+        if sequence not in watch.pending:
+            return
+        sent_at, question, size = watch.pending.pop(sequence)
+        now = clock.boot_seconds()
+        rtt, reading = now - sent_at, watch.reading
+        watch.works = question
+        watch.reading = replace(
+            reading,
+            heard=reading.heard + 1,
+            last_heard=now,
+            silent_since=0.0,
+            unanswered=0,
+            rtt=rtt if not reading.rtt else reading.rtt + (rtt - reading.rtt) / 8,
+            sizes=(*reading.sizes, size) if size else reading.sizes,
+        )
+        self._changed.notify_all()
+
+    def _wake(self) -> None:
+        os.write(self._wake_write, b"x")
+
+    def _drain(self) -> None:
+        while True:
+            try:
+                if not os.read(self._wake_read, 4096):
+                    return
+            except BlockingIOError:
+                return
+
+
+def _open(place: Place) -> socket.socket:
+    """On the netlink thread, inside the hop's namespace; a socket keeps where it was opened."""
+    sock = socket.socket(
+        socket.AF_INET, socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, 1
+    )
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, place.link.encode())
+    sock.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _IP_PMTUDISC_PROBE)
+    sock.bind((str(place.address), 0))
+    return sock
