@@ -1,0 +1,405 @@
+"""The one door to network namespaces: pins, and one thread that goes in and comes back.
+
+A namespace is known by the name of its pin, a bind mount below `pins` that keeps it alive
+without a process; the empty name is the namespace in which `Namespaces` was made (the
+host's). Everything that has to happen inside a namespace is handed to `Namespaces.call` or
+`Namespaces.netlink`, which run it on their own thread: setns(2) moves a thread, and a thread
+that also did something else would do it in the wrong place.
+
+pyroute2's `IPRoute(netns=…)` is not used: it forks, and it makes namespaces that are missing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import os
+import queue
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from pyroute2 import IPRoute
+
+from chainctl.errors import MendHost
+from chainctl.host import sysctl
+
+T = TypeVar("T")
+
+_HOST = ""
+_CLONE_NEWNET = 0x40000000
+_MS_BIND, _MS_PRIVATE, _MS_SHARED, _MNT_DETACH = 0x1000, 1 << 18, 1 << 20, 2
+_MAKER = Path(__file__).with_name("nsmaker.py")
+_MAKER_PATIENCE = 10.0
+"""Seconds for one namespace; measured 4 ms."""
+_IDLE = 5.0
+"""Seconds without work after which the helper process is ended."""
+
+# A new namespace inherits IPv4 settings from the host (devinet.c), so each that matters is
+# set, whatever its usual default. Forwarding comes first because changing it resets the
+# redirects. `default` is what links made later begin with, also where it equals `all`.
+_FORWARDING = ("net/ipv4/ip_forward", "net/ipv4/conf/default/forwarding")
+_EACH = {
+    "rp_filter": "0",
+    "accept_redirects": "0",
+    "send_redirects": "0",
+    "accept_source_route": "0",
+    "route_localnet": "0",
+    "proxy_arp": "0",
+    "arp_ignore": "2",
+    "arp_announce": "2",
+}
+SETTINGS: Mapping[str, str] = {
+    **dict.fromkeys(_FORWARDING, "0"),
+    **{f"net/ipv6/conf/{which}/disable_ipv6": "1" for which in ("all", "default")},
+    **{
+        f"net/ipv4/conf/{which}/{name}": value
+        for which in ("all", "default")
+        for name, value in _EACH.items()
+    },
+}
+"""What holds in a namespace of ours unless `create` is told otherwise."""
+
+FORWARDING: Mapping[str, str] = dict.fromkeys(_FORWARDING, "1")
+"""For `create`: the namespace forwards IPv4."""
+
+
+@dataclass
+class _Kept:
+    """What is held of a namespace while somebody works in it."""
+
+    descriptor: int
+    inode: int
+    netlink: IPRoute | None = None
+
+
+class Namespaces:
+    """The namespaces pinned below the directory `pins`. Safe to use from any thread.
+
+    Whoever makes it closes it; `close` keeps the namespaces and ends the thread, the kept
+    descriptors and the helper process.
+    """
+
+    def __init__(self, pins: Path) -> None:
+        self._pins = pins
+        self._kept: dict[str, _Kept] = {}
+        self._current: str | None = None
+        self._queue: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._starting = threading.Lock()
+        self._maker = _Maker()
+        self._host = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+
+    def call(self, ns: str, work: Callable[[], T]) -> T:
+        """Run `work` inside `ns` and return what it returns, or raise what it raises.
+
+        May be nested: `work` may itself call in, also for another namespace. Raises
+        MendHost C311 when there is no such namespace.
+        """
+        if threading.current_thread() is self._thread:
+            return self._inside(ns, work)
+        future: Future[T] = Future()
+
+        def job() -> None:
+            try:
+                future.set_result(self._inside(ns, work))
+            except BaseException as error:
+                future.set_exception(error)
+
+        self._hand_over(job)
+        return future.result()
+
+    def netlink(self, ns: str, work: Callable[[IPRoute], T]) -> T:
+        """`call` with the namespace's rtnetlink socket, which is kept open for the next time.
+
+        The socket is only for `work`: it belongs to the thread.
+        """
+        return self.call(ns, lambda: work(self._netlink(ns)))
+
+    def descriptor(self, ns: str) -> int:
+        """A descriptor of `ns` for netlink attributes; only within `call`, never to be closed."""
+        return self._keep(ns).descriptor
+
+    def create(self, name: str, settings: Mapping[str, str] | None = None) -> None:
+        """Make and pin the namespace `name`, owned by a user namespace of its own.
+
+        The owner matters: an administrator (CAP_NET_ADMIN) of a namespace that the host's
+        user namespace owns reaches the links at the other end of its own ones. `settings`
+        (paths below /proc/sys) are added to SETTINGS; all are in force before the pin
+        appears. The second time it only sets them again. Raises MendHost C316 when the
+        kernel makes no such namespace, C319 when it refuses a setting.
+        """
+        wanted = {**SETTINGS, **(settings or {})}
+        self.call(_HOST, lambda: self._create(name, wanted))
+
+    def remove(self, name: str) -> None:
+        """Unpin `name`; the kernel removes the namespace when nobody is in it any more.
+
+        Nothing happens when there is none. The last one takes the mount of `pins` along.
+        """
+        self.call(_HOST, lambda: self._remove(name))
+
+    def forget(self, ns: str) -> None:
+        """Close what is kept of `ns`: an open socket would keep it alive."""
+        self.call(_HOST, lambda: self._forget(ns))
+
+    def settled(self, name: str) -> bool:
+        """Everything in SETTINGS holds in `name`, forwarding aside."""
+        rest = {key: value for key, value in SETTINGS.items() if key not in _FORWARDING}
+        return self.call(name, lambda: all(sysctl.read(k) in (v, None) for k, v in rest.items()))
+
+    def names(self) -> list[str]:
+        """The namespaces that are pinned; files left behind by a crash are not."""
+        if not self._pins.is_dir():
+            return []
+        return sorted(pin.name for pin in self._pins.iterdir() if self.inode(pin.name))
+
+    def inode(self, name: str) -> int | None:
+        """Tells a namespace from another that later has its name; None when there is none."""
+        try:
+            pin = (self._pins / name).stat()
+        except OSError:
+            return None
+        # All namespaces are files of one nsfs, so anything on another device is no pin.
+        return pin.st_ino if pin.st_dev == os.fstat(self._host).st_dev else None
+
+    def path(self, name: str) -> Path:
+        """The pin, for those who are told a namespace by path (runc's config.json)."""
+        return self._pins / name
+
+    def close(self) -> None:
+        """End the thread and release what is kept. Another `call` would start it again."""
+        with self._starting:
+            if self._thread is not None:
+                self._queue.put(None)
+                self._thread.join()
+                self._thread = None
+
+    def __enter__(self) -> Namespaces:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # On the caller's thread.
+
+    def _hand_over(self, job: Callable[[], None]) -> None:
+        with self._starting:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._work, name="netlink", daemon=True)
+                self._thread.start()
+            self._queue.put(job)
+
+    # On the netlink thread.
+
+    def _work(self) -> None:
+        # One loop for the sockets of all namespaces: with a loop each they cost four
+        # descriptors and not one.
+        self._loop = asyncio.new_event_loop()
+        self._current = None
+        while True:
+            try:
+                job = self._queue.get(timeout=_IDLE if self._maker.running else None)
+            except queue.Empty:
+                self._maker.end()
+                continue
+            if job is None:
+                break
+            job()
+        for ns in list(self._kept):
+            self._forget(ns)
+        self._maker.end()
+        self._loop.close()
+
+    def _inside(self, ns: str, work: Callable[[], T]) -> T:
+        outer = self._current or _HOST
+        self._switch(ns)
+        try:
+            return work()
+        finally:
+            self._switch(outer)
+
+    def _switch(self, ns: str) -> None:
+        if self._current != ns:
+            _setns(self._host if ns == _HOST else self._keep(ns).descriptor)
+            # Told only after it is so: when going back fails, the next one still knows.
+            self._current = ns
+
+    def _keep(self, ns: str) -> _Kept:
+        """The pin is looked at each time: somebody may have replaced it by another."""
+        inode = os.fstat(self._host).st_ino if ns == _HOST else self.inode(ns)
+        kept = self._kept.get(ns)
+        if kept is None or kept.inode != inode:
+            self._forget(ns)
+            if inode is None:
+                raise MendHost(
+                    "C311", f"there is no network namespace {ns}", hint="chainctl up makes it again"
+                )
+            pin = f"/proc/self/fd/{self._host}" if ns == _HOST else self._pins / ns
+            kept = self._kept[ns] = _Kept(os.open(pin, os.O_RDONLY | os.O_CLOEXEC), inode)
+        return kept
+
+    def _netlink(self, ns: str) -> IPRoute:
+        kept = self._keep(ns)
+        if kept.netlink is None:
+            kept.netlink = IPRoute(ext_ack=True, use_event_loop=self._loop)
+            # IPRoute forgets to say whether nlm_request answers with a generator.
+            kept.netlink.status["nlm_generator"] = False
+        return kept.netlink
+
+    def _forget(self, ns: str) -> None:
+        kept = self._kept.pop(ns, None)
+        if kept is None:
+            return
+        if kept.netlink is not None:
+            kept.netlink.close()
+            # The transport lets go of its socket in the loop's next round.
+            self._loop.run_until_complete(asyncio.sleep(0))
+        os.close(kept.descriptor)
+
+    def _create(self, name: str, settings: Mapping[str, str]) -> None:
+        if self.inode(name) is not None:
+            self._inside(name, lambda: _settle(settings))
+            return
+        namespace = self._maker.make()
+        try:
+            self._current = None
+            _setns(namespace)
+            try:
+                _settle(settings)
+            finally:
+                self._switch(_HOST)
+            self._pin(namespace, name)
+        finally:
+            os.close(namespace)
+
+    def _pin(self, namespace: int, name: str) -> None:
+        self._pins.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # A mount of its own that is shared: then a pin that goes also goes from the mount
+        # namespaces of programs started meanwhile, which would keep the namespace alive.
+        # Private in between, or each pin would appear twice, in the parent's peer group too.
+        if not _try_mount("none", self._pins, _MS_SHARED):
+            _mount(str(self._pins), self._pins, _MS_BIND)
+            _mount("none", self._pins, _MS_PRIVATE)
+            _mount("none", self._pins, _MS_SHARED)
+        pin = self._pins / name
+        os.close(os.open(pin, os.O_CREAT | os.O_RDONLY | os.O_CLOEXEC, 0))
+        _mount(f"/proc/self/fd/{namespace}", pin, _MS_BIND)
+
+    def _remove(self, name: str) -> None:
+        self._forget(name)
+        pin = self._pins / name
+        while self.inode(name) is not None:
+            _umount(pin)
+        pin.unlink(missing_ok=True)
+        if not self.names():
+            _try_umount(self._pins)
+
+
+class _Maker:
+    """The helper process of `chainctl.host.nsmaker`: started when needed, ended when idle."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+        self._door: socket.socket | None = None
+
+    @property
+    def running(self) -> bool:
+        return self._process is not None
+
+    def make(self) -> int:
+        """A descriptor of a new network namespace that a new user namespace owns."""
+        for _ in range(2):
+            answer, descriptors = self._ask()
+            if descriptors:
+                return descriptors[0]
+            if answer:
+                raise MendHost(
+                    "C316",
+                    f"the kernel makes no network namespace: {os.strerror(int(answer))}",
+                    hint="see the settings below /proc/sys/user (max_user_namespaces)",
+                )
+            # It died (somebody killed it); the next one is asked.
+            self.end()
+        raise MendHost("C316", "the program that makes network namespaces ends unexpectedly")
+
+    def _ask(self) -> tuple[bytes, list[int]]:
+        if self._door is None:
+            self._door, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            self._door.settimeout(_MAKER_PATIENCE)
+            with theirs:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-I", "-S", str(_MAKER)],
+                    stdin=theirs.fileno(),
+                    stdout=subprocess.DEVNULL,
+                    cwd="/",
+                    # Ctrl-C in the terminal is for the supervisor.
+                    start_new_session=True,
+                )
+        try:
+            self._door.send(b"?")
+            answer, descriptors, _, _ = socket.recv_fds(self._door, 16, 1, socket.MSG_CMSG_CLOEXEC)
+        except OSError:
+            return b"", []
+        return answer, descriptors
+
+    def end(self) -> None:
+        if self._door is not None:
+            self._door.close()
+            self._door = None
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+
+def _settle(settings: Mapping[str, str]) -> None:
+    has_ipv6 = Path("/proc/sys/net/ipv6").is_dir()
+    for name, value in settings.items():
+        if has_ipv6 or not name.startswith("net/ipv6/"):
+            sysctl.write(name, value)
+
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mount.argtypes = [
+    ctypes.c_char_p,
+    ctypes.c_char_p,
+    ctypes.c_char_p,
+    ctypes.c_ulong,
+    ctypes.c_void_p,
+]
+
+
+def _setns(namespace: int) -> None:
+    # os.setns came with Python 3.12.
+    if _libc.setns(namespace, _CLONE_NEWNET):
+        raise _refused("cannot enter a network namespace")
+
+
+def _try_mount(source: str, target: Path, flags: int) -> bool:
+    return not _libc.mount(source.encode(), bytes(target), b"none", flags, None)
+
+
+def _mount(source: str, target: Path, flags: int) -> None:
+    if not _try_mount(source, target, flags):
+        raise _refused(f"cannot mount {target}")
+
+
+def _try_umount(target: Path) -> bool:
+    return not _libc.umount2(bytes(target), _MNT_DETACH)
+
+
+def _umount(target: Path) -> None:
+    if not _try_umount(target):
+        raise _refused(f"cannot unmount {target}")
+
+
+def _refused(doing: str) -> MendHost:
+    number = ctypes.get_errno()
+    return MendHost("C317", f"{doing}: {os.strerror(number)}", hint="run as root")
