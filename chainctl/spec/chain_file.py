@@ -1,0 +1,200 @@
+"""Reading a chain file: from a path to a ChainSpec, or to everything that is wrong with it.
+
+The command line and the supervisor call `load_chain_file`; the text goes through
+`yaml_text` (values with places), `schema` (what they may be) and `pool` (the profiles).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails, PydanticCustomError
+
+from chainctl.errors import Complaint, MendFile
+from chainctl.spec.model import ChainSpec, HopSpec, LanSpec, WanSpec
+from chainctl.spec.pool import Pool, load_pool
+from chainctl.spec.schema import LATER, MAX_HOPS, ChainFile, Servers
+from chainctl.spec.small_file import UnreadableFile, read_small_file
+from chainctl.spec.words import nearest, quote
+from chainctl.spec.yaml_text import Document, PathInFile, parse_yaml
+
+LARGEST = 256 * 1024
+"""Bytes; 500 servers listed one by one in each of 14 hops need less."""
+
+
+def load_chain_file(path: Path) -> ChainSpec:
+    """Read the chain file and all profiles it names; raises MendFile with all complaints."""
+    try:
+        text = read_small_file(path, LARGEST).decode("utf-8-sig")
+    except UnreadableFile as error:
+        raise MendFile.of([Complaint(str(path), 1, 1, "C101", str(error))]) from None
+    except UnicodeDecodeError:
+        message = "is not a text file (UTF-8 was expected)"
+        raise MendFile.of([Complaint(str(path), 1, 1, "C101", message)]) from None
+    return parse_chain_file(text, path)
+
+
+def parse_chain_file(text: str, path: Path) -> ChainSpec:
+    """As `load_chain_file`, with the text at hand; `path` is what its paths are relative to."""
+    document = parse_yaml(text)
+    complaints = _Complaints(str(path), document)
+    for flaw in document.flaws:
+        complaints.add_at(*flaw.place, flaw.code, flaw.message)
+    if document.value is None and document.flaws:
+        raise MendFile.of(complaints.found)
+    file = _validate(document, complaints)
+    pools = _load_pools(document, path.parent, complaints)
+    hops = _hops(file, pools, document) if file else ()
+    if file and not complaints.found:
+        _check_resolver(file, hops[-1], complaints)
+    if complaints.found or file is None:
+        raise MendFile.of(complaints.found)
+    return ChainSpec(
+        name=file.chain,
+        lan=LanSpec(file.lan.interface, file.lan.address, file.lan.mode),
+        wan=WanSpec(file.wan.interface),
+        dns_upstream=file.dns.upstream,
+        wires=file.wires.network,
+        hops=hops,
+        file=path,
+        places=MappingProxyType(document.places),
+    )
+
+
+class _Complaints:
+    def __init__(self, file: str, document: Document) -> None:
+        self.file = file
+        self.document = document
+        self.found: list[Complaint] = []
+
+    def add_at(self, line: int, column: int, code: str, message: str) -> None:
+        self.found.append(Complaint(self.file, line, column, code, message))
+
+    def add(self, path: PathInFile, code: str, message: str) -> None:
+        """About the value at `path`."""
+        self.add_at(*self.document.place(path), code, message)
+
+    def add_key(self, path: PathInFile, code: str, message: str) -> None:
+        """About the key at the end of `path`."""
+        self.add_at(*self.document.key_place(path), code, message)
+
+
+def _validate(document: Document, complaints: _Complaints) -> ChainFile | None:
+    """The file as its model. None when that is impossible; complaints are added either way."""
+    if document.value is None:
+        complaints.add((), "C106", "the file is empty; `chainctl init` writes a first one")
+        return None
+    try:
+        return ChainFile.model_validate(document.value)
+    except ValidationError as error:
+        for details in error.errors(include_url=False):
+            _complain(details, complaints)
+        return None
+
+
+def _complain(details: ErrorDetails, complaints: _Complaints) -> None:
+    path: PathInFile = details["loc"]
+    section = str(path[0]) if len(path) > 1 else ""
+    context: dict[str, Any] = details.get("ctx", {})
+    found = details["input"]
+    match details["type"]:
+        case "complaint":
+            complaints.add(path, context["code"], context["message"])
+        case "extra_forbidden":
+            _complain_about_key(path, section, complaints)
+        case "missing":
+            inside = f" in {quote(path[-2])}" if len(path) == 2 else ""
+            complaints.add(path[:-1], "C106", f"the key {quote(path[-1])} is missing{inside}")
+        case "too_short":
+            complaints.add(path, "C114", "expected at least one hop, found an empty list")
+        case "too_long":
+            words = f"expected at most {MAX_HOPS} hops, found {len(found)}"
+            complaints.add(path, "C114", words)
+        case "list_type":
+            complaints.add(path, "C107", "expected a list of hops, each `- {name: …, servers: …}`")
+        case _:
+            keys = ", ".join(
+                f"`{key}`" for key in _keys_of(section or str(path[0]) if path else "")
+            )
+            complaints.add(path, "C107", f"expected the keys {keys}")
+
+
+def _complain_about_key(path: PathInFile, section: str, complaints: _Complaints) -> None:
+    key = str(path[-1])
+    if key in LATER[section]:
+        complaints.add_key(path, "C105", f"{quote(key)} is not built yet; remove it for now")
+        return
+    if key == "<<":
+        complaints.add_key(path, "C108", "YAML 1.2 has no merge key; write the keys out")
+        return
+    valid = list(_keys_of(section))
+    meant = nearest(key, valid) or f" Expected one of {', '.join(f'`{word}`' for word in valid)}."
+    complaints.add_key(path, "C104", f"the key {quote(key)} is unknown.{meant}")
+
+
+def _keys_of(section: str) -> Iterator[str]:
+    """The keys of a section; "" is the file itself."""
+    schema = ChainFile.model_json_schema()
+    if section:
+        schema = schema["$defs"][{"hops": "Hop"}.get(section, section.capitalize())]
+    yield from schema["properties"]
+
+
+def _load_pools(document: Document, folder: Path, complaints: _Complaints) -> list[Pool]:
+    """The pool of each hop, also in a file with other faults: all complaints at once."""
+    hops = document.value.get("hops") if isinstance(document.value, dict) else None
+    pools = []
+    names: dict[str, int] = {}
+    for index, hop in enumerate(hops[:MAX_HOPS] if isinstance(hops, list) else ()):
+        at: PathInFile = ("hops", index)
+        name = hop.get("name") if isinstance(hop, dict) else None
+        if isinstance(name, str):
+            if name in names:
+                words = f"the hop in line {names[name]} is called {quote(name)} already"
+                complaints.add((*at, "name"), "C116", words)
+            names.setdefault(name, document.place(at).line)
+        try:
+            patterns = Servers().validate(hop.get("servers") if isinstance(hop, dict) else None)
+        except PydanticCustomError:
+            continue  # The model has said it.
+        pools.append(_load_pool(patterns, folder, (*at, "servers"), complaints))
+    return pools
+
+
+def _load_pool(
+    patterns: tuple[str, ...], folder: Path, at: PathInFile, complaints: _Complaints
+) -> Pool:
+    pool = load_pool(patterns, folder)
+    for number, message in pool.flaws:
+        complaints.add((*at, number), "C117", message)
+    complaints.found.extend(pool.complaints)
+    names: dict[str, Path] = {}
+    for profile in pool.profiles:
+        if profile.name in names:
+            both = f"{quote(names[profile.name])} and {quote(profile.file)}"
+            complaints.add(at, "C117", f"{both} have the same name; rename one of them")
+        names.setdefault(profile.name, profile.file)
+    return pool
+
+
+def _hops(file: ChainFile, pools: list[Pool], document: Document) -> tuple[HopSpec, ...]:
+    return tuple(
+        HopSpec(hop.name, pool.profiles, document.place(("hops", index)).line)
+        for index, (hop, pool) in enumerate(zip(file.hops, pools, strict=True))
+    )
+
+
+def _check_resolver(file: ChainFile, exit_hop: HopSpec, complaints: _Complaints) -> None:
+    silent = [profile.name for profile in exit_hop.pool if not profile.dns]
+    if file.dns.upstream is None and silent:
+        others = f" (and {len(silent) - 1} more)" if len(silent) > 1 else ""
+        complaints.add(
+            ("hops", len(file.hops) - 1, "servers"),
+            "C122",
+            f"the exit's server {quote(silent[0])}{others} names no resolver (`DNS =`), so nobody "
+            "would answer the devices; name one: `dns: {upstream: 9.9.9.9}`",
+        )
