@@ -1,0 +1,161 @@
+"""Who judges at a link's clsact hook, and in which order; and a place of our own there.
+
+Everything here is about a link of the calling thread's namespace. Reading and removing goes by
+rtnetlink, since libbpf can only ask about a filter whose handle it knows.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+import sys
+from typing import NamedTuple
+
+from chainctl.errors import MendHost
+from chainctl.net import libbpf
+from chainctl.net.libbpf import EGRESS, INGRESS, BpfError
+
+HANDLE = 0xC4A1
+"""Ours. Other tools take 1, so that theirs and ours never replace each other."""
+PRIORITY = 1
+
+_PARENT = {INGRESS: 0xFFFFFFF2, EGRESS: 0xFFFFFFF3}
+_RTM_DELTFILTER, _RTM_GETTFILTER = 45, 46
+_REQUEST, _ACK, _DUMP = 0x1, 0x4, 0x300
+_NLMSG_ERROR, _NLMSG_DONE = 2, 3
+_TCA_KIND, _TCA_OPTIONS = 1, 2
+_TCA_BPF_FLAGS, _TCA_BPF_ID = 8, 11
+_HEADER = struct.Struct("=IHHII")
+_TCMSG = struct.Struct("=B3xiIII")
+_ATTRIBUTE = struct.Struct("=HH")
+
+
+class Filter(NamedTuple):
+    """A filter as it stands. `program` is None unless it is a BPF program whose answer counts."""
+
+    priority: int
+    protocol: int
+    handle: int
+    kind: str
+    program: int | None
+
+    @property
+    def is_ours(self) -> bool:
+        return (self.priority, self.handle, self.kind) == (PRIORITY, HANDLE, "bpf")
+
+    def __str__(self) -> str:
+        return f"{self.kind} filter, priority {self.priority}, handle {self.handle:#x}"
+
+
+def attach(ifindex: int, where: int, program: int) -> None:
+    """Put the program in our place, creating the hook when there is none. Twice is fine.
+
+    A replacement is atomic: no packet meets neither program.
+    """
+    try:
+        libbpf.ensure_clsact(ifindex)
+        libbpf.attach(ifindex, where, program, HANDLE, PRIORITY)
+    except BpfError as error:
+        raise BpfError(
+            f"attaching to link {ifindex}",
+            error.errno,
+            code="C323",
+            hint="another program's filter may hold priority 1 there: tc filter show",
+        ) from error
+
+
+def detach(ifindex: int, where: int) -> None:
+    """Take our program away. The hook stays: it may not be ours alone."""
+    try:
+        libbpf.detach(ifindex, where, HANDLE, PRIORITY)
+    except BpfError as error:
+        if error.errno not in (errno.ENOENT, errno.EINVAL, errno.ENODEV):
+            raise
+
+
+def read_filters(ifindex: int, where: int) -> list[Filter]:
+    """The filters in the order in which they judge; none when there is no hook or no link."""
+    replies = _ask(_RTM_GETTFILTER, _DUMP, _tcmsg(ifindex, 0, where, 0))
+    return [one for one in map(_parse_filter, replies) if one.handle]
+
+
+def before_ours(ifindex: int, where: int) -> list[str]:
+    """What judges before our program, in words; everything when ours is not there."""
+    strangers = [f"tcx program {number}" for number in libbpf.tcx_programs(ifindex, where)]
+    for one in read_filters(ifindex, where):
+        if one.is_ours:
+            break
+        strangers.append(str(one))
+    return strangers
+
+
+def our_program(ifindex: int, where: int) -> int | None:
+    """The id of the program in our place."""
+    ours = [one.program for one in read_filters(ifindex, where) if one.is_ours]
+    return ours[0] if ours else None
+
+
+def remove_others(ifindex: int, where: int) -> None:
+    """Remove every clsact filter but ours. TCX programs stay: only their owner can detach them."""
+    for one in read_filters(ifindex, where):
+        if not one.is_ours:
+            message = _tcmsg(ifindex, one.handle, where, one.priority << 16 | one.protocol)
+            kind = one.kind.encode() + b"\0"
+            attribute = _ATTRIBUTE.pack(_ATTRIBUTE.size + len(kind), _TCA_KIND) + kind
+            _ask(_RTM_DELTFILTER, _ACK, message + attribute + b"\0" * (-len(attribute) % 4))
+
+
+def _tcmsg(ifindex: int, handle: int, where: int, info: int) -> bytes:
+    return _TCMSG.pack(0, ifindex, handle, _PARENT[where], info)
+
+
+def _ask(kind: int, flags: int, message: bytes) -> list[bytes]:
+    """The kernel's replies to one rtnetlink request, without their headers."""
+    replies: list[bytes] = []
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as link:
+        link.settimeout(5)
+        size = _HEADER.size + len(message)
+        link.send(_HEADER.pack(size, kind, _REQUEST | flags, 1, 0) + message)
+        while True:
+            received = link.recv(1 << 17)
+            at = 0
+            while at < len(received):
+                size, kind_of_reply, *_ = _HEADER.unpack_from(received, at)
+                body = received[at + _HEADER.size : at + size]
+                if kind_of_reply == _NLMSG_DONE:
+                    return replies
+                if kind_of_reply == _NLMSG_ERROR:
+                    return _refused(-struct.unpack_from("=i", body)[0]) or replies
+                replies.append(body)
+                at += size + -size % 4
+
+
+def _refused(number: int) -> list[bytes]:
+    """No link and no filter are answers like others: there is nothing."""
+    if number in (0, errno.ENODEV, errno.ENOENT, errno.EINVAL):
+        return []
+    raise MendHost("C323", f"rtnetlink: {os.strerror(number)}")
+
+
+def _parse_filter(message: bytes) -> Filter:
+    _, _, handle, _, info = _TCMSG.unpack_from(message)
+    attributes = _parse_attributes(message[_TCMSG.size :])
+    options = _parse_attributes(attributes.get(_TCA_OPTIONS, b""))
+    flags = int.from_bytes(options.get(_TCA_BPF_FLAGS, b""), sys.byteorder)
+    number = int.from_bytes(options.get(_TCA_BPF_ID, b""), sys.byteorder)
+    kind = attributes.get(_TCA_KIND, b"").rstrip(b"\0").decode()
+    return Filter(info >> 16, info & 0xFFFF, handle, kind, number if flags & 1 and number else None)
+
+
+def _parse_attributes(data: bytes) -> dict[int, bytes]:
+    found = {}
+    at = 0
+    while at + _ATTRIBUTE.size <= len(data):
+        size, kind = _ATTRIBUTE.unpack_from(data, at)
+        if size < _ATTRIBUTE.size:
+            break
+        found[kind & 0x3FFF] = data[at + _ATTRIBUTE.size : at + size]
+        at += size + -size % 4
+    return found

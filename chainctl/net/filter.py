@@ -1,0 +1,452 @@
+"""The identity filter on this machine: its maps, its places on the ports, what it has seen.
+
+The supervisor's netlink thread is the only caller. Every method that takes an ifindex is to be
+called by a thread inside the namespace of that link (the panel for ports): the kernel looks the
+number up in the caller's namespace. One thread at a time; all rows may be written twice.
+
+The maps are pinned under `pin_dir/v1` and outlive the process, as does the attached program. A
+lost pin does not cut a wire, it only leaves the program with maps nobody can reach: `attached`
+and `pins_whole` find that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+from typing import NamedTuple
+
+from chainctl.errors import MendHost
+from chainctl.model.parts import TCP, UDP, ClientPolicy, PortMode
+from chainctl.net import clsact, identity, libbpf
+from chainctl.net.bpffs import is_bpffs, mount_bpffs
+from chainctl.net.identity import Reason, Verdict
+from chainctl.net.libbpf import EGRESS, INGRESS
+from chainctl.net.policy import (
+    CLASS_OF_PORT,
+    PolicyKey,
+    PolicyRows,
+    PolicyRule,
+    compile_policy,
+)
+
+__all__ = [
+    "IDENTITY_OBJECT",
+    "TUN_OBJECT",
+    "PanelFilter",
+    "Port",
+    "WireRow",
+    "attach_tun",
+    "is_bpffs",
+    "mount_bpffs",
+    "remove_pins",
+    "tun_attached",
+]
+
+IDENTITY_OBJECT = Path(__file__).with_name("identity.bpf.o")
+TUN_OBJECT = Path(__file__).with_name("tun.bpf.o")
+LAYOUT = "v1"
+"""The folder of the pins; another layout of the maps gets another one."""
+FLOWS = 16384
+
+
+class Port(NamedTuple):
+    """A row of `port_map`. `address` 0.0.0.0: the tuples alone say who may send."""
+
+    identity: int
+    address: IPv4Address
+    far_mtu: int
+    mode: PortMode
+    scope: int
+    gate: int
+
+
+class WireRow(NamedTuple):
+    """One tuple that may enter at the port `ifindex`; `rule` is what verdicts name."""
+
+    ifindex: int
+    source: IPv4Address
+    source_port: int
+    destination: IPv4Address
+    destination_port: int
+    protocol: int
+    fragments: bool = False
+    rule: int = 1
+
+
+class PanelFilter:
+    """The loaded filter. Made by `open`; `close` leaves everything pinned and attached in force."""
+
+    def __init__(self, opened: libbpf.Object, pins: Path, flows: int) -> None:
+        self._object = opened
+        self._pins = pins
+        self._flows = flows
+        self._program = opened.program("panel_port")
+        self._info = libbpf.read_program_info(self._program)
+        self._maps = opened.maps()
+        self._arrived: list[Verdict] = []
+        self._ring = libbpf.Ring(
+            self._maps["verdict_map"].fd,
+            lambda record: self._arrived.append(Verdict.parse(record)),
+        )
+
+    @classmethod
+    def open(
+        cls, object_path: Path, pin_dir: Path, sizes: Mapping[str, int] | None = None
+    ) -> PanelFilter:
+        """Load the program, with the maps pinned under `pin_dir` or new ones pinned there.
+
+        `sizes`: another `max_entries` by map name; `flow_table` is one scope's share of flows.
+        Raises MendHost C320 when pinned maps have another layout, C322 when `pin_dir` is not in
+        a bpffs or the kernel refuses the program.
+        """
+        if not is_bpffs(pin_dir):
+            raise MendHost("C322", f"{pin_dir} is not in a BPF file system", hint="chainctl doctor")
+        asked = dict(sizes or {})
+        flows = asked.pop("flow_table", FLOWS)
+        pins = pin_dir / LAYOUT
+        pins.mkdir(mode=0o700, exist_ok=True)
+        opened = libbpf.Object(object_path, pin_root=pins, device_maps=["far_map"], sizes=asked)
+        return cls(opened, pins, flows)
+
+    def close(self) -> None:
+        self._ring.close()
+        self._object.close()
+
+    @property
+    def program_id(self) -> int:
+        return self._info.id
+
+    @property
+    def program_fd(self) -> int:
+        """For test runs; belongs to this object."""
+        return self._program
+
+    def pins_whole(self) -> bool:
+        """Every map is pinned, and what is pinned is the map in hand."""
+        return all(
+            libbpf.pinned_id(self._pins / name) == one.info.id for name, one in self._maps.items()
+        )
+
+    # --- places on the ports
+
+    def attach(self, ifindex: int) -> None:
+        """Put the filter on the port, in one step in place of an older one. C323 if refused."""
+        clsact.attach(ifindex, INGRESS, self._program)
+
+    def attached(self, ifindex: int) -> bool:
+        """This very program, with the maps in hand, judges every packet there, and first."""
+        number = clsact.our_program(ifindex, INGRESS)
+        return number is not None and self._is_this(number) and not self.foreign_filters(ifindex)
+
+    def foreign_filters(self, ifindex: int) -> list[str]:
+        """What judges there before us, in words."""
+        return clsact.before_ours(ifindex, INGRESS)
+
+    def remove_foreign_filters(self, ifindex: int) -> None:
+        """The panel is ours alone. TCX programs cannot be removed from outside and stay."""
+        clsact.remove_others(ifindex, INGRESS)
+
+    def detach(self, ifindex: int) -> None:
+        clsact.detach(ifindex, INGRESS)
+
+    def _is_this(self, number: int) -> bool:
+        """Compared by instructions and maps: one loaded by an earlier process is as good."""
+        if number == self._info.id:
+            return True
+        with libbpf.program_by_id(number) as fd:
+            there = libbpf.read_program_info(fd)
+        return (there.name, there.tag, there.maps) == self._info[1:]
+
+    # --- ports and wires
+
+    def put_port(self, ifindex: int, port: Port) -> None:
+        self._make_room("port_map", {identity.U32.pack(ifindex)})
+        row = port._replace(address=int(port.address), mode=port.mode.value)  # type: ignore[arg-type]
+        self._maps["port_map"].put(identity.U32.pack(ifindex), identity.PORT.pack(*row))
+
+    def ports(self) -> dict[int, Port]:
+        found = {}
+        for key, value in self._maps["port_map"].rows().items():
+            number, address, far_mtu, mode, scope, gate = identity.PORT.unpack(value)
+            port = Port(number, IPv4Address(address), far_mtu, PortMode(mode), scope, gate)
+            found[_number(key)] = port
+        return found
+
+    def remove_port(self, ifindex: int) -> None:
+        self._maps["port_map"].drop(identity.U32.pack(ifindex))
+
+    def put_far(self, ifindex: int, far: int) -> None:
+        """The wire that begins at `ifindex` ends at `far`, until `far` is deleted."""
+        self._maps["far_map"].put(identity.U32.pack(ifindex), identity.U32.pack(far))
+
+    def fars(self) -> dict[int, int]:
+        found = {}
+        for key in self._maps["far_map"].scan():
+            if far := self._maps["far_map"].get(key):
+                found[_number(key)] = _number(far)
+        return found
+
+    def remove_far(self, ifindex: int) -> None:
+        self._maps["far_map"].drop(identity.U32.pack(ifindex))
+
+    def put_wires(self, wires: Iterable[WireRow]) -> None:
+        """Add tuples, or change them. Raises MendHost C321 when they do not fit, before any."""
+        rows = {}
+        for wire in wires:
+            if wire.protocol not in (TCP, UDP):
+                raise ValueError(f"a wire carries TCP or UDP, not protocol {wire.protocol}")
+            flags = identity.WIRE_FRAGMENTS if wire.fragments else 0
+            rows[_wire_key(wire)] = identity.WIRE.pack(wire.rule, flags)
+            if wire.fragments:
+                rows[_fragment_key(wire)] = identity.WIRE.pack(wire.rule, 0)
+        self._make_room("wire_map", rows)
+        self._maps["wire_map"].put_all(rows)
+        self._drop_idle_fragment_rows()
+
+    def wires(self) -> list[WireRow]:
+        found = []
+        for key, value in self._maps["wire_map"].rows().items():
+            ifindex, source, destination, *ports, protocol, fragment, _ = identity.WIRE_KEY.unpack(
+                key
+            )
+            if not fragment:
+                rule, flags = identity.WIRE.unpack(value)
+                ends = IPv4Address(source), ports[0], IPv4Address(destination), ports[1]
+                found.append(WireRow(ifindex, *ends, protocol, bool(flags), rule))
+        return found
+
+    def remove_wires(self, wires: Iterable[WireRow]) -> None:
+        for wire in wires:
+            self._maps["wire_map"].drop(_wire_key(wire))
+        self._drop_idle_fragment_rows()
+
+    def _drop_idle_fragment_rows(self) -> None:
+        """Later fragments may only pass while some first one may."""
+        needed = {_fragment_key(wire) for wire in self.wires() if wire.fragments}
+        for key in self._maps["wire_map"].rows():
+            is_fragment = identity.WIRE_KEY.unpack(key)[6]
+            if is_fragment and key not in needed:
+                self._maps["wire_map"].drop(key)
+
+    # --- policy
+
+    def put_policy(self, policy: ClientPolicy) -> None:
+        """Make `policy` the only policy of its scope; flows stay. C321 before anything is lost."""
+        self.put_policy_rows(policy.scope, compile_policy(policy))
+
+    def put_policy_rows(
+        self, scope: int, rows: PolicyRows, classes: Mapping[int, int] = CLASS_OF_PORT
+    ) -> None:
+        """Every packet meanwhile meets the old decision or the new one: rules are there before
+        the identities that need them, and go after them.
+        """
+        want = {
+            "policy_map": _rule_rows(scope, rows),
+            "endpoint_map": _endpoint_rows(scope, rows),
+            "cidr_map": _cidr_rows(scope, rows),
+        }
+        for name, wanted in want.items():
+            self._make_room(name, wanted)
+        stale = {name: self._keys_of(name, scope) - wanted.keys() for name, wanted in want.items()}
+        self._ensure_flows(scope)
+        self._maps["port_class"].put_all(
+            {identity.U32.pack(port): identity.CLASS.pack(it) for port, it in classes.items()}
+        )
+        for name, wanted in want.items():
+            self._maps[name].put_all(wanted)
+        for name in ("endpoint_map", "cidr_map", "policy_map"):
+            self._drop_keys(name, stale[name])
+
+    def policy(self, scope: int) -> PolicyRows | None:
+        """What is in force, to be compared with `compile_policy`; None when flows or classes
+        have no place, so that rows would not be what they seem.
+        """
+        classes = self._maps["port_class"]
+        for port, expected in CLASS_OF_PORT.items():
+            if classes.get(identity.U32.pack(port)) != identity.CLASS.pack(expected):
+                return None
+        if self._maps["flow_map"].get(identity.U32.pack(scope)) is None:
+            return None
+        return _parse_rows(scope, {name: self._maps[name].rows() for name in _POLICY_MAPS})
+
+    def scopes(self) -> set[int]:
+        """Every scope that has flows or rows of any kind."""
+        found = {_number(key) for key in self._maps["flow_map"].scan()}
+        for name in _POLICY_MAPS:
+            found |= {_scope_of(name, key) for key in self._maps[name].rows()}
+        return found
+
+    def remove_policy(self, scope: int) -> None:
+        """Nobody of the scope has an identity, a rule or a flow any more."""
+        for name in ("endpoint_map", "cidr_map", "policy_map"):
+            self._drop_keys(name, self._keys_of(name, scope))
+        self._maps["flow_map"].drop(identity.U32.pack(scope))
+
+    def flow_table(self, scope: int) -> int | None:
+        """The id of the map that remembers the scope's flows (`libbpf.map_by_id`)."""
+        value = self._maps["flow_map"].get(identity.U32.pack(scope))
+        return None if value is None else _number(value)
+
+    def _ensure_flows(self, scope: int) -> None:
+        if self.flow_table(scope) is not None:
+            return
+        key_size, value_size = identity.FLOW_KEY.size, identity.U64.size
+        with libbpf.new_map(
+            libbpf.LRU_HASH, "flow_table", key_size, value_size, self._flows
+        ) as made:
+            self._maps["flow_map"].put(identity.U32.pack(scope), identity.U32.pack(made))
+
+    def _keys_of(self, name: str, scope: int) -> set[bytes]:
+        return {key for key in self._maps[name].rows() if _scope_of(name, key) == scope}
+
+    def _drop_keys(self, name: str, keys: Iterable[bytes]) -> None:
+        for key in keys:
+            self._maps[name].drop(key)
+
+    # --- gates
+
+    def open_gate(self, ifindex: int, until_boot_ns: int) -> None:
+        """Clients may pass that gate until then (`chainctl.host.clock.boot_ns`)."""
+        if ifindex <= 0:
+            raise ValueError("gate 0 is the one that is always shut")
+        self._maps["gate_map"].put(identity.U32.pack(ifindex), identity.U64.pack(until_boot_ns))
+
+    def close_gate(self, ifindex: int) -> None:
+        self._maps["gate_map"].drop(identity.U32.pack(ifindex))
+
+    def gates(self) -> dict[int, int]:
+        return {
+            _number(key): int(identity.U64.unpack(value)[0])
+            for key, value in self._maps["gate_map"].rows().items()
+        }
+
+    # --- what it has seen
+
+    def counters(self) -> dict[Reason, int]:
+        """Packets by reason since the maps were made, zeros left out."""
+        size = identity.U64.size * libbpf.possible_cpus()
+        found = {}
+        for reason in Reason:
+            value = self._maps["reason_map"].get(identity.U32.pack(reason), size) or b""
+            if total := sum(number for (number,) in identity.U64.iter_unpack(value)):
+                found[reason] = total
+        return found
+
+    def events(self) -> list[Verdict]:
+        """The verdicts since the last call; those that were lost are in the counters."""
+        self._ring.consume()
+        arrived = self._arrived[:]
+        del self._arrived[: len(arrived)]
+        return arrived
+
+    def _make_room(self, name: str, keys: Iterable[bytes]) -> None:
+        """Raise C321 unless all `keys` fit besides what is there."""
+        there = self._maps[name]
+        needed = len(there.rows().keys() | set(keys))
+        if needed > there.info.max_entries:
+            raise MendHost(
+                "C321",
+                f"{name} would need {needed} rows and has room for {there.info.max_entries}",
+                hint="use fewer or shorter lists of addresses; what was in force stays in force",
+            )
+
+
+def remove_pins(pin_dir: Path) -> None:
+    """Forget the maps: they go with the last program that uses them. None there is fine."""
+    pins = pin_dir / LAYOUT
+    if pins.is_dir():
+        for pin in pins.iterdir():
+            pin.unlink()
+        pins.rmdir()
+
+
+def attach_tun(object_path: Path, ifindex: int, address: IPv4Address) -> None:
+    """From now on only packets from `address` enter this tunnel, whatever else is said."""
+    constants = {".rodata": identity.U32.pack(int(address))}
+    opened = libbpf.Object(object_path, constants=constants)
+    try:
+        clsact.attach(ifindex, EGRESS, opened.program("tunnel_source"))
+    finally:
+        opened.close()
+
+
+def tun_attached(ifindex: int) -> IPv4Address | None:
+    """The address that may enter this tunnel; None when our program is not the first to judge."""
+    number = clsact.our_program(ifindex, EGRESS)
+    if number is None or clsact.before_ours(ifindex, EGRESS):
+        return None
+    with libbpf.program_by_id(number) as fd:
+        info = libbpf.read_program_info(fd)
+    if info.name != "tunnel_source" or len(info.maps) != 1:
+        return None
+    with libbpf.map_by_id(next(iter(info.maps))) as constants:
+        value = constants.get(identity.U32.pack(0)) or b""
+    return IPv4Address(_number(value)) if len(value) == identity.U32.size else None
+
+
+_POLICY_MAPS = ("policy_map", "endpoint_map", "cidr_map")
+
+
+def _number(packed: bytes) -> int:
+    return int(identity.U32.unpack(packed)[0])
+
+
+def _wire_key(wire: WireRow) -> bytes:
+    ports = wire.source_port, wire.destination_port
+    ends = int(wire.source), int(wire.destination)
+    return identity.WIRE_KEY.pack(wire.ifindex, *ends, *ports, wire.protocol, 0, 0)
+
+
+def _fragment_key(wire: WireRow) -> bytes:
+    ends = int(wire.source), int(wire.destination)
+    return identity.WIRE_KEY.pack(wire.ifindex, *ends, 0, 0, wire.protocol, 1, 0)
+
+
+def _scope_of(name: str, key: bytes) -> int:
+    return int.from_bytes(key[4:8] if name == "cidr_map" else key[:4], "little")
+
+
+def _rule_rows(scope: int, rows: PolicyRows) -> dict[bytes, bytes]:
+    return {
+        identity.POLICY_KEY.pack(scope, *key, 0): identity.POLICY_RULE.pack(*rule, 0)
+        for key, rule in rows.rules.items()
+    }
+
+
+def _endpoint_rows(scope: int, rows: PolicyRows) -> dict[bytes, bytes]:
+    return {
+        identity.ENDPOINT_KEY.pack(scope, int(address)): identity.U32.pack(number)
+        for address, number in rows.endpoints.items()
+    }
+
+
+def _cidr_rows(scope: int, rows: PolicyRows) -> dict[bytes, bytes]:
+    return {
+        identity.CIDR_KEY.pack(
+            identity.SCOPE_BITS + network.prefixlen, scope, network.network_address.packed
+        ): identity.U32.pack(number)
+        for network, number in rows.prefixes.items()
+    }
+
+
+def _parse_rows(scope: int, maps: Mapping[str, Mapping[bytes, bytes]]) -> PolicyRows:
+    mine = {
+        name: {key: value for key, value in rows.items() if _scope_of(name, key) == scope}
+        for name, rows in maps.items()
+    }
+    rules = {}
+    for key, value in mine["policy_map"].items():
+        number, deny, audit, _ = identity.POLICY_RULE.unpack(value)
+        rules[PolicyKey(*identity.POLICY_KEY.unpack(key)[1:5])] = PolicyRule(
+            number, bool(deny), bool(audit)
+        )
+    endpoints = {
+        IPv4Address(identity.ENDPOINT_KEY.unpack(key)[1]): _number(value)
+        for key, value in mine["endpoint_map"].items()
+    }
+    prefixes = {}
+    for key, value in mine["cidr_map"].items():
+        bits, _, address = identity.CIDR_KEY.unpack(key)
+        prefixes[IPv4Network((address, bits - identity.SCOPE_BITS))] = _number(value)
+    return PolicyRows(endpoints, prefixes, rules)
