@@ -48,9 +48,10 @@ test-fast: ## run the tests that need no root (ARGS= for pytest)
 
 test-vm: need-root ## run the tests that need another kernel, in an emulated machine
 	@scripts/setup.sh run build test vm
+	@scripts/vm_kernel.sh
 	@$(MAKE) --no-print-directory -C bpf
 	@.venv/bin/chainctl images build
-	@$(PYTEST) -m vm $(ARGS)
+	@.venv/bin/python -m tests.vm.machine $(PYTEST) -m vm $(ARGS)
 
 bench: need-root ## measure what we claim into bench/results.json (ONLY=name,... for some rows)
 	@scripts/setup.sh run build bench

@@ -32,8 +32,9 @@ test   command  gcc               gcc                     compiles the break-in 
 test   header   stdio.h           libc6-dev               compiles the break-in attempts
 bench  command  nft               nftables                the hand-wired baseline
 bench  command  iperf3            iperf3                  measures throughput
-vm     command  qemu-system-x86_64 qemu-system-x86        boots another kernel
-vm     command  cpio              cpio                    packs the machine's first file system
+vm     command  qemu-system-x86_64 qemu-system-x86       boots another kernel
+vm     command  cpio              cpio                    packs the first file system of the machine
+vm     command  busybox           busybox-static          is all that file system holds
 END
 }
 
