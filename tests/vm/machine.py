@@ -89,7 +89,7 @@ def pack(folder: Path, argv: Sequence[str]) -> Path:
     (root / "modules").write_text(f"{_KERNEL}/lib/modules\n")
     environ = {name: os.environ[name] for name in ("PATH", "LANG", "HOME") if name in os.environ}
     settings = [f"{name}={value}" for name, value in environ.items()]
-    command = shlex.join(["env", "-i", *settings, "TMPDIR=/tmp", "COLUMNS=100", *argv])
+    command = shlex.join(["env", "-i", *settings, "TERM=dumb", "TMPDIR=/tmp", *argv])
     (root / "command").write_text(f"ip link set lo up\ncd {shlex.quote(str(_ROOT))}\n{command}\n")
 
     packed = folder / "first.cpio"
