@@ -107,7 +107,7 @@ def _complain(details: ErrorDetails, complaints: _Complaints) -> None:
         case "extra_forbidden":
             _complain_about_key(path, section, complaints)
         case "missing":
-            inside = f" in {quote(path[-2])}" if len(path) == 2 else ""
+            inside = {1: "", 2: f" in {quote(section)}", 3: " in this hop"}[len(path)]
             complaints.add(path[:-1], "C106", f"the key {quote(path[-1])} is missing{inside}")
         case "too_short":
             complaints.add(path, "C114", "expected at least one hop, found an empty list")

@@ -55,7 +55,7 @@ def find_profiles(pattern: str, folder: Path) -> list[Path]:
         raise ValueError(f"{quote(pattern)} is a directory; did you mean {quote(meant)}?")
     if not glob.has_magic(pattern):
         if not os.path.lexists(path):
-            raise ValueError(f"there is no file {quote(pattern)}; paths start at this file")
+            raise ValueError(f"there is no file {quote(pattern)}; paths are relative to this file")
         return [path]
     # Not recursive (`**` is an ordinary `*`), and stopped at the limit: never a whole disk.
     matches = glob.iglob(os.path.join(glob.escape(str(folder)), pattern))  # noqa: PTH207
@@ -63,5 +63,5 @@ def find_profiles(pattern: str, folder: Path) -> list[Path]:
     if len(found) > LARGEST_POOL:
         raise ValueError(f"{quote(pattern)} matches more than {LARGEST_POOL} files")
     if not found:
-        raise ValueError(f"{quote(pattern)} matches no file; paths start at this file")
+        raise ValueError(f"{quote(pattern)} matches no file; paths are relative to this file")
     return [Path(name) for name in sorted(found)]

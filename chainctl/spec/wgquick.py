@@ -96,7 +96,11 @@ def _strange_line(number: int, content: str, strange: re.Match[str] | None) -> F
 
 def show(written: str) -> str:
     """What stands there, unless it could be a key that got into the wrong place."""
-    return "what may be a key" if re.search(r"[A-Za-z0-9+/]{40}", written) else quote(written)
+    return (
+        "a text not shown here, it may be a secret"
+        if re.search(r"[A-Za-z0-9+/]{40}", written)
+        else quote(written)
+    )
 
 
 def _add_setting(section: Section, line: str, key_place: Place) -> None:

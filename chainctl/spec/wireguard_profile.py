@@ -31,7 +31,7 @@ _PEER_KEYS = "PublicKey PresharedKey AllowedIPs Endpoint PersistentKeepalive"
 _INTERFACE = {key.lower(): key for key in _INTERFACE_KEYS.split()}
 _PEER = {key.lower(): key for key in _PEER_KEYS.split()}
 _LISTS = {"address", "dns", "allowedips"}
-_HOOKS = {"preup", "postup", "predown", "postdown"}
+_HOOKS = {"preup": "PreUp", "postup": "PostUp", "predown": "PreDown", "postdown": "PostDown"}
 _AMNEZIA = re.compile(r"jc|jmin|jmax|[sh][1-4]|i[1-5]|j[1-3]|itime")
 _EVERYTHING = IPv4Network("0.0.0.0/0")
 _NO_KEY = "A" * 43 + "="
@@ -44,6 +44,9 @@ def load_wireguard_profile(path: Path) -> WireGuardProfile:
         content = read_small_file(path, LARGEST)
     except UnreadableFile as error:
         raise MendFile.of([Complaint(str(path), 1, 1, "C201", str(error))]) from None
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+        words = "is UTF-16 text; save it as UTF-8"
+        raise MendFile.of([Complaint(str(path), 1, 1, "C201", words)])
     # Comments may be in any encoding; elsewhere only ASCII is let through.
     text = content.decode("utf-8-sig", errors="replace")
     return parse_wireguard_profile(text, path)
@@ -64,6 +67,8 @@ class _Reader:
         self.path = path
         self.complaints: list[Complaint] = []
         self.notices: list[Notice] = []
+        self.six: list[tuple[str, Place]] = []
+        """IPv6 parts, for one notice about all of them."""
 
     def read(self) -> WireGuardProfile | None:
         if _is_openvpn(self.text):
@@ -124,7 +129,7 @@ class _Reader:
         for setting in section.settings.values():
             key, place = setting.key, setting.key_places[0]
             if key in _HOOKS:
-                words = f"{setting.written} runs a program on this machine; remove the line"
+                words = f"{_HOOKS[key]} runs a program on this machine; remove the line"
                 for at in setting.key_places:
                     self.complain(at, "C203", words)
             elif _AMNEZIA.fullmatch(key):
@@ -132,10 +137,10 @@ class _Reader:
                 self.complain(place, "C214", words)
             elif key in other:
                 where = "[Peer]" if section.name == "interface" else "[Interface]"
-                self.complain(place, "C212", f"{other[key]} belongs into the section {where}")
+                self.complain(place, "C212", f"{other[key]} belongs in the section {where}")
             elif key not in known:
                 meant = nearest(setting.written, known.values())
-                self.complain(place, "C212", f"the key {show(setting.written)} is unknown.{meant}")
+                self.complain(place, "C212", f"unknown key: {show(setting.written)}.{meant}")
             elif len(setting.key_places) > 1 and key not in _LISTS:
                 words = f"{known[key]} stands here a second time, first in line {place.line}"
                 self.complain(setting.key_places[1], "C211", words)
@@ -143,9 +148,9 @@ class _Reader:
     # Values
 
     def profile(self, interface: Section, peer: Section) -> WireGuardProfile | None:
-        private = self.required(interface, "privatekey", _private_key, "C204")
+        private = self.required(interface, "privatekey", _secret_key, "C204")
         public = self.required(peer, "publickey", _key, "C204")
-        preshared = self.optional(peer, "presharedkey", _private_key, "C204")
+        preshared = self.optional(peer, "presharedkey", _preshared_key, "C204")
         endpoint = self.required(peer, "endpoint", _endpoint, "C208")
         addresses = self.addresses(interface)
         dns = self.dns(interface)
@@ -153,10 +158,12 @@ class _Reader:
         keepalive = self.optional(peer, "persistentkeepalive", _keepalive, "C210")
         self.allowed(peer)
         self.without_effect(interface)
+        if self.six:
+            parts = ", ".join(part for part, _ in self.six)
+            words = f"IPv6 is not used ({parts}): chains carry IPv4 only"
+            self.notice(self.six[0][1], "N101", words)
         if self.complaints or private is None or public is None or endpoint is None:
             return None
-        if preshared == Secret(_NO_KEY):
-            preshared = None
         return WireGuardProfile(
             name=self.path.stem,
             private_key=private,
@@ -223,7 +230,7 @@ class _Reader:
             if isinstance(address, IPv4Interface):
                 found.append(address)
             else:
-                self.notice(place, "N101", f"{address.ip} is not used: chains carry IPv4 only")
+                self.six.append((str(address.ip), place))
         if fine and not found:
             words = "Address: no IPv4 address; chains carry IPv4 only"
             self.complain(setting.entries[0][1], "C210", words)
@@ -243,7 +250,7 @@ class _Reader:
                     self.complain(place, "C210", words)
                 continue
             if not isinstance(address, IPv4Address):
-                self.notice(place, "N101", f"{address} is not asked: chains carry IPv4 only")
+                self.six.append((str(address), place))
                 continue
             try:
                 refuse_special(address)
@@ -270,7 +277,7 @@ class _Reader:
             if isinstance(network, IPv4Network):
                 networks.append(network)
             else:
-                self.notice(place, "N101", f"{network} is not used: chains carry IPv4 only")
+                self.six.append((str(network), place))
         if list(ipaddress.collapse_addresses(networks)) != [_EVERYTHING]:
             words = "AllowedIPs: less than `0.0.0.0/0`; a hop has to carry everything"
             self.complain(setting.entries[0][1], "C209", words)
@@ -316,8 +323,13 @@ def _key(word: str) -> str:
     raise ValueError("not 32 bytes in base64; was the end of the key changed?")
 
 
-def _private_key(word: str) -> Secret:
-    return Secret(word if word == _NO_KEY else _key(word))
+def _secret_key(word: str) -> Secret:
+    return Secret(_key(word))
+
+
+def _preshared_key(word: str) -> Secret | None:
+    """None for a key of zeros, which to wg(8) means that there is none."""
+    return None if word == _NO_KEY else _secret_key(word)
 
 
 def _endpoint(word: str) -> Endpoint:

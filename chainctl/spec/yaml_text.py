@@ -81,7 +81,7 @@ def parse_yaml(text: str) -> Document:
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = Place(mark.line + 1, mark.column + 1) if mark else Place(1, 1)
-        document.flaws.append(Flaw(place, "C102", _syntax_words(error.problem or str(error))))
+        document.flaws.append(Flaw(place, "C102", _syntax_words(error)))
         document.value = None
     except YAMLError as error:
         document.flaws.append(Flaw(Place(1, 1), "C102", f"not YAML: {error}"))
@@ -89,7 +89,8 @@ def parse_yaml(text: str) -> Document:
     return document
 
 
-def _syntax_words(problem: str) -> str:
+def _syntax_words(error: MarkedYAMLError) -> str:
+    problem = error.problem or str(error)
     if r"'\t'" in problem:
         return "a tab: YAML is indented with spaces only"
     if "mapping values are not allowed" in problem:
@@ -97,6 +98,10 @@ def _syntax_words(problem: str) -> str:
             "`: ` is not expected here: is the line indented like the one above, "
             "and is a value that contains `: ` in quotes?"
         )
+    if "flow" in (error.context or "") and error.context_mark:
+        return f"is the bracket closed that begins in line {error.context_mark.line + 1}?"
+    if "<block" in problem:
+        return "the indentation does not fit the lines above"
     return f"not YAML: {problem}"
 
 
@@ -125,6 +130,7 @@ class _Builder:
                     self._begin_document(event)
                 case MappingStartEvent() | SequenceStartEvent() if len(self.stack) == _DEEPEST:
                     self._flaw(event, "C108", "nested too deep for a chain file")
+                    self.document.value = None
                     return
                 case MappingStartEvent():
                     self._begin({}, event)
