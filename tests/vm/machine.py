@@ -73,7 +73,7 @@ def qemu(first_files: Path) -> list[str]:
 def pack(folder: Path, argv: Sequence[str]) -> Path:
     """The first file system: busybox, a few modules, `init`, and the command as a script."""
     root = folder / "root"
-    for name in ("bin", "sbin", "proc", "sys", "lower", "upper", "root"):
+    for name in ("bin", "sbin", "proc", "sys", "lower", "upper", "host"):
         (root / name).mkdir(parents=True)
     busybox = shutil.which("busybox")
     assert busybox, "busybox is not installed"
