@@ -149,10 +149,13 @@ class Namespaces:
         """Close what is kept of `ns`: an open socket would keep it alive."""
         self.call(_HOST, lambda: self._forget(ns))
 
-    def settled(self, name: str) -> bool:
-        """Everything in SETTINGS holds in `name`, forwarding aside."""
-        rest = {key: value for key, value in SETTINGS.items() if key not in _FORWARDING}
-        return self.call(name, lambda: all(sysctl.read(k) in (v, None) for k, v in rest.items()))
+    def holds(self, name: str, settings: Mapping[str, str]) -> bool:
+        """The settings in `name` are as `create` leaves them; those the kernel lacks do not
+        count."""
+        wanted = {**SETTINGS, **settings}
+        return self.call(
+            name, lambda: all(sysctl.read(key) in (value, None) for key, value in wanted.items())
+        )
 
     def names(self) -> list[str]:
         """The namespaces that are pinned; files left behind by a crash are not."""

@@ -1,0 +1,371 @@
+"""Words to and from the kernel's rtnetlink, one function per request that we make.
+
+Messages are built by hand and not by pyroute2's keyword interface: that one fills in fields
+nobody asked for (broadcast addresses, priorities) and cannot say what the flags of a veth's
+far end are. Every function takes the socket of a namespace (`Namespaces.netlink`) and raises
+pyroute2's NetlinkError. Requests are rtnetlink(7); attributes are those of the kernel's
+include/uapi/linux/{if_link,rtnetlink,fib_rules}.h.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from typing import Any, TypeAlias
+
+from pyroute2 import IPRoute as IPRoute
+from pyroute2.netlink.exceptions import NetlinkError as NetlinkError
+from pyroute2.netlink.rtnl.fibmsg import fibmsg
+from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
+from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
+from pyroute2.netlink.rtnl.nsidmsg import nsidmsg
+from pyroute2.netlink.rtnl.rtmsg import rtmsg
+
+Attributes: TypeAlias = Sequence[tuple[str, Any]]
+
+IFF_UP = 0x1
+IFF_NOARP = 0x80
+
+_REQUEST, _ACK, _DUMP = 0x1, 0x4, 0x300
+_REPLACE, _EXCL, _CREATE = 0x100, 0x200, 0x400
+_DUMP_INTR = 0x10
+
+_NEWLINK, _DELLINK, _GETLINK = 16, 17, 18
+_NEWADDR, _DELADDR, _GETADDR = 20, 21, 22
+_NEWROUTE, _DELROUTE, _GETROUTE = 24, 25, 26
+_NEWRULE, _DELRULE, _GETRULE = 32, 33, 34
+_GETNSID = 90
+
+_SKIP_STATISTICS = 8
+_UNICAST, _UNREACHABLE = 1, 7
+_SCOPE_UNIVERSE, _SCOPE_LINK, _SCOPE_NOWHERE = 0, 253, 255
+_PROTO_KERNEL, _PROTO_STATIC = 2, 4
+_TO_TABLE, _RULE_UNREACHABLE = 1, 7
+_NO_NSID = 0xFFFFFFFF
+_WHOLE_MARK = 0xFFFFFFFF
+
+
+@dataclass(frozen=True)
+class LinkSeen:
+    """A link as a dump shows it. `peer` is an index in the namespace that `peer_nsid` names;
+    without the latter it is the link's own. `details` are those of its kind."""
+
+    index: int
+    name: str
+    kind: str
+    flags: int
+    mtu: int
+    peer: int | None = None
+    peer_nsid: int | None = None
+    master: int | None = None
+    details: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def up(self) -> bool:
+        return bool(self.flags & IFF_UP)
+
+
+@dataclass(frozen=True)
+class AddressSeen:
+    index: int
+    interface: IPv4Interface
+
+
+@dataclass(frozen=True)
+class RouteSeen:
+    """`oddity` describes what we never make; it is empty for routes like ours."""
+
+    table: int
+    to: IPv4Network
+    index: int | None
+    source: IPv4Address | None
+    metric: int
+    oddity: str = ""
+
+
+@dataclass(frozen=True)
+class RuleSeen:
+    """`table` None: unreachable. `oddity` as in RouteSeen."""
+
+    priority: int
+    iif: str
+    mark: int | None
+    table: int | None
+    oddity: str = ""
+
+
+def add_veth(
+    route: IPRoute,
+    name: str,
+    *,
+    peer: str,
+    peer_namespace: int,
+    mtu: int | None = None,
+    flags: int = 0,
+    master: int | None = None,
+) -> None:
+    """Both ends in one request, so the far one is never anywhere else; `flags` for both."""
+    ends: list[tuple[str, Any]] = [("IFLA_MTU", mtu)] if mtu else []
+    far = {
+        "flags": flags,
+        "change": flags,
+        "attrs": [("IFLA_IFNAME", peer), ("IFLA_NET_NS_FD", peer_namespace), *ends],
+    }
+    near = [("IFLA_IFNAME", name), *ends]
+    if master is not None:
+        near.append(("IFLA_MASTER", master))
+    details = {"attrs": [("VETH_INFO_PEER", far)]}
+    _add_link(route, [*near, _kind("veth", details)], flags=flags)
+
+
+def add_macvlan(route: IPRoute, name: str, *, parent: int, namespace: int) -> None:
+    """On `parent` of the socket's namespace, at once in the other. Bridge mode: siblings hear
+    each other."""
+    details = {"attrs": [("IFLA_MACVLAN_MODE", "bridge")]}
+    where = [("IFLA_IFNAME", name), ("IFLA_LINK", parent), ("IFLA_NET_NS_FD", namespace)]
+    _add_link(route, [*where, _kind("macvlan", details)])
+
+
+def set_link(route: IPRoute, name: str, *, mtu: int | None = None, up: bool | None = None) -> None:
+    message = ifinfmsg()
+    message["attrs"] = [("IFLA_IFNAME", name)]
+    if mtu is not None:
+        message["attrs"].append(("IFLA_MTU", mtu))
+    if up is not None:
+        message["flags"], message["change"] = (IFF_UP if up else 0), IFF_UP
+    _ask(route, message, _NEWLINK)
+
+
+def delete_link(route: IPRoute, name: str) -> None:
+    message = ifinfmsg()
+    message["attrs"] = [("IFLA_IFNAME", name)]
+    _ask(route, message, _DELLINK)
+
+
+def add_address(route: IPRoute, index: int, interface: IPv4Interface) -> None:
+    _ask(route, _address(index, interface), _NEWADDR, _CREATE | _EXCL)
+
+
+def delete_address(route: IPRoute, index: int, interface: IPv4Interface) -> None:
+    _ask(route, _address(index, interface), _DELADDR)
+
+
+def put_route(route: IPRoute, what: RouteSeen, *, replace: bool = False) -> None:
+    message = _route_key(what)
+    message["proto"] = _PROTO_STATIC
+    if what.index is None:
+        message["type"], message["scope"] = _UNREACHABLE, _SCOPE_UNIVERSE
+    else:
+        message["type"], message["scope"] = _UNICAST, _SCOPE_LINK
+        message["attrs"].append(("RTA_OIF", what.index))
+    if what.source is not None:
+        message["attrs"].append(("RTA_PREFSRC", str(what.source)))
+    _ask(route, message, _NEWROUTE, _CREATE | (_REPLACE if replace else _EXCL))
+
+
+def delete_route(route: IPRoute, what: RouteSeen) -> None:
+    """The first route with this table, prefix and metric, whatever else it is.
+
+    The kernel takes metric 0 for any metric (fib_nh_match), so ask first whether there is one.
+    """
+    message = _route_key(what)
+    message["scope"] = _SCOPE_NOWHERE
+    _ask(route, message, _DELROUTE)
+
+
+def add_rule(route: IPRoute, rule: RuleSeen) -> None:
+    message = fibmsg()
+    message["family"] = socket.AF_INET
+    message["attrs"] = [("FRA_PRIORITY", rule.priority)]
+    if rule.iif:
+        message["attrs"].append(("FRA_IIFNAME", rule.iif))
+    if rule.mark is not None:
+        message["attrs"] += [("FRA_FWMARK", rule.mark), ("FRA_FWMASK", _WHOLE_MARK)]
+    if rule.table is None:
+        message["action"] = _RULE_UNREACHABLE
+    else:
+        message["action"] = _TO_TABLE
+        message["attrs"].append(("FRA_TABLE", rule.table))
+    _ask(route, message, _NEWRULE, _CREATE | _EXCL)
+
+
+def delete_rule(route: IPRoute, priority: int) -> None:
+    """The first rule with this priority, whatever else it is."""
+    message = fibmsg()
+    message["family"] = socket.AF_INET
+    message["attrs"] = [("FRA_PRIORITY", priority)]
+    _ask(route, message, _DELRULE)
+
+
+def read_links(route: IPRoute) -> list[LinkSeen]:
+    message = ifinfmsg()
+    message["attrs"] = [("IFLA_EXT_MASK", _SKIP_STATISTICS)]
+    return [_link_seen(each) for each in _dump(route, message, _GETLINK)]
+
+
+def read_link(route: IPRoute, name: str) -> LinkSeen | None:
+    message = ifinfmsg()
+    message["attrs"] = [("IFLA_IFNAME", name), ("IFLA_EXT_MASK", _SKIP_STATISTICS)]
+    try:
+        (answer,) = route.nlm_request(message, _GETLINK, _REQUEST)
+    except NetlinkError as error:
+        if error.code == errno.ENODEV:
+            return None
+        raise
+    return _link_seen(answer)
+
+
+def read_addresses(route: IPRoute) -> list[AddressSeen]:
+    message = ifaddrmsg()
+    message["family"] = socket.AF_INET
+    return [
+        AddressSeen(each["index"], IPv4Interface((each.get_attr("IFA_LOCAL"), each["prefixlen"])))
+        for each in _dump(route, message, _GETADDR)
+    ]
+
+
+def read_routes(route: IPRoute) -> list[RouteSeen]:
+    """All tables, without the routes the kernel makes itself."""
+    message = rtmsg()
+    message["family"] = socket.AF_INET
+    return [
+        _route_seen(each)
+        for each in _dump(route, message, _GETROUTE)
+        if each["proto"] != _PROTO_KERNEL
+    ]
+
+
+def read_rules(route: IPRoute) -> list[RuleSeen]:
+    message = fibmsg()
+    message["family"] = socket.AF_INET
+    return [_rule_seen(each) for each in _dump(route, message, _GETRULE)]
+
+
+def read_nsid(route: IPRoute, namespace: int) -> int | None:
+    """The number by which the socket's namespace knows another, None while it has no need."""
+    message = nsidmsg()
+    message["attrs"] = [("NETNSA_FD", namespace)]
+    (answer,) = route.nlm_request(message, _GETNSID, _REQUEST)
+    number = answer.get_attr("NETNSA_NSID")
+    return None if number == _NO_NSID else number
+
+
+def _add_link(route: IPRoute, attributes: Attributes, *, flags: int = 0) -> None:
+    message = ifinfmsg()
+    message["flags"], message["change"] = flags, flags
+    message["attrs"] = list(attributes)
+    _ask(route, message, _NEWLINK, _CREATE | _EXCL)
+
+
+def _kind(kind: str, details: dict[str, Any]) -> tuple[str, Any]:
+    attributes = [("IFLA_INFO_KIND", kind), ("IFLA_INFO_DATA", details)]
+    return ("IFLA_LINKINFO", {"attrs": attributes})
+
+
+def _address(index: int, interface: IPv4Interface) -> Any:
+    message = ifaddrmsg()
+    message["family"] = socket.AF_INET
+    message["index"], message["prefixlen"] = index, interface.network.prefixlen
+    message["attrs"] = [("IFA_LOCAL", str(interface.ip)), ("IFA_ADDRESS", str(interface.ip))]
+    return message
+
+
+def _route_key(what: RouteSeen) -> Any:
+    message = rtmsg()
+    message["family"], message["dst_len"] = socket.AF_INET, what.to.prefixlen
+    message["attrs"] = [("RTA_TABLE", what.table), ("RTA_PRIORITY", what.metric)]
+    if what.to.prefixlen:
+        message["attrs"].append(("RTA_DST", str(what.to.network_address)))
+    return message
+
+
+def _ask(route: IPRoute, message: Any, kind: int, flags: int = 0) -> None:
+    route.nlm_request(message, kind, _REQUEST | _ACK | flags)
+
+
+def _dump(route: IPRoute, message: Any, kind: int) -> tuple[Any, ...]:
+    """All answers. A table that changed during the dump is asked for again."""
+    answers: tuple[Any, ...] = ()
+    for _ in range(10):
+        answers = route.nlm_request(message, kind, _REQUEST | _DUMP)
+        if not any(each["header"]["flags"] & _DUMP_INTR for each in answers):
+            break
+    return answers
+
+
+def _link_seen(message: Any) -> LinkSeen:
+    about = message.get_attr("IFLA_LINKINFO")
+    details = about and about.get_attr("IFLA_INFO_DATA")
+    return LinkSeen(
+        index=message["index"],
+        name=message.get_attr("IFLA_IFNAME"),
+        kind=(about and about.get_attr("IFLA_INFO_KIND")) or "",
+        flags=message["flags"],
+        mtu=message.get_attr("IFLA_MTU"),
+        peer=message.get_attr("IFLA_LINK"),
+        peer_nsid=message.get_attr("IFLA_LINK_NETNSID"),
+        master=message.get_attr("IFLA_MASTER"),
+        details=tuple(details["attrs"]) if isinstance(details, dict) else (),
+    )
+
+
+_ROUTE_EXTRAS = ("RTA_GATEWAY", "RTA_VIA", "RTA_MULTIPATH", "RTA_ENCAP", "RTA_METRICS")
+_RULE_EXTRAS = (
+    "FRA_SRC",
+    "FRA_DST",
+    "FRA_OIFNAME",
+    "FRA_GOTO",
+    "FRA_TUN_ID",
+    "FRA_L3MDEV",
+    "FRA_UID_RANGE",
+    "FRA_IP_PROTO",
+    "FRA_SPORT_RANGE",
+    "FRA_DPORT_RANGE",
+    "FRA_SUPPRESS_IFGROUP",
+)
+_NO_SUPPRESSION = 0xFFFFFFFF
+_INVERTED = 2
+
+
+def _route_seen(message: Any) -> RouteSeen:
+    to = message.get_attr("RTA_DST") or "0.0.0.0"
+    index = message.get_attr("RTA_OIF")
+    source = message.get_attr("RTA_PREFSRC")
+    oddities = [name for name in _ROUTE_EXTRAS if message.get_attr(name) is not None]
+    if (message["type"], index is None) not in ((_UNICAST, False), (_UNREACHABLE, True)):
+        oddities.append(f"type {message['type']}")
+    if message["tos"]:
+        oddities.append(f"tos {message['tos']}")
+    return RouteSeen(
+        table=message.get_attr("RTA_TABLE"),
+        to=IPv4Network((to, message["dst_len"])),
+        index=index,
+        source=IPv4Address(source) if source else None,
+        metric=message.get_attr("RTA_PRIORITY") or 0,
+        oddity=", ".join(oddities),
+    )
+
+
+def _rule_seen(message: Any) -> RuleSeen:
+    mask = message.get_attr("FRA_FWMASK")
+    oddities = [name for name in _RULE_EXTRAS if message.get_attr(name) is not None]
+    if mask not in (None, 0, _WHOLE_MARK):
+        oddities.append(f"mask {mask:#x}")
+    if message.get_attr("FRA_SUPPRESS_PREFIXLEN") not in (None, _NO_SUPPRESSION):
+        oddities.append("FRA_SUPPRESS_PREFIXLEN")
+    if message["action"] not in (_TO_TABLE, _RULE_UNREACHABLE):
+        oddities.append(f"action {message['action']}")
+    if message["flags"] & _INVERTED:
+        oddities.append("not")
+    if message["tos"]:
+        oddities.append(f"tos {message['tos']}")
+    return RuleSeen(
+        priority=message.get_attr("FRA_PRIORITY") or 0,
+        iif=message.get_attr("FRA_IIFNAME") or "",
+        mark=(message.get_attr("FRA_FWMARK") or 0) if mask else None,
+        table=message.get_attr("FRA_TABLE") if message["action"] == _TO_TABLE else None,
+        oddity=", ".join(oddities),
+    )
