@@ -75,12 +75,16 @@ def test_every_module_imports_without_the_development_requirements(environment: 
     program = (
         "import importlib, pkgutil, chainctl\n"
         "for module in pkgutil.walk_packages(chainctl.__path__, 'chainctl.'):\n"
-        "    importlib.import_module(module.name)\n"
+        "    if not module.name.endswith('.__main__'): importlib.import_module(module.name)\n"
         "print(chainctl.__file__)\n"
     )
     assert run(environment / "python", "-c", program, cwd=environment).startswith(
         str(environment.parent)
     )
+
+
+def test_the_lock_holds_all_that_the_wheel_asks_for(environment: Path) -> None:
+    run(_UV, "pip", "check", "--python", environment / "python", cwd=environment)
 
 
 def test_shipped_data_is_found(environment: Path) -> None:
