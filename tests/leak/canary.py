@@ -87,6 +87,9 @@ class Order(Protocol):
     def destination(self) -> str: ...
 
     @property
+    def port(self) -> int: ...
+
+    @property
     def asked(self) -> int:
         """How many have to go out for the emission to count."""
         ...

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import mmap
 import os
 import select
@@ -66,7 +67,7 @@ class Capture:
         self.path = path
         self.frames_received = 0
         self.drops = 0
-        """Frames the kernel had no room for."""
+        """Frames the kernel had no room for, or that nobody collected."""
         self.truncated = 0
         """Frames that were not kept whole, known after `frames()`."""
         self.gone: list[str] = []
@@ -76,17 +77,18 @@ class Capture:
         self._block = 0
         self._counted: dict[int, int] = {}
         self._names: dict[int, list[tuple[float, str]]] = {}
-        self._spool = tempfile.TemporaryFile(dir=directory)  # noqa: SIM115 - read at the end
-        self._namespace = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        with contextlib.ExitStack() as undo:
-            undo.callback(self._spool.close)
-            undo.callback(os.close, self._namespace)
+        self._spooled = 0
+        with contextlib.ExitStack() as closing:
+            self._namespace = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            closing.callback(os.close, self._namespace)
             self._events, self._socket = inside(self._namespace, _open_sockets)
-            undo.callback(self._events.close)
-            undo.callback(self._socket.close)
+            closing.enter_context(self._events)
+            closing.enter_context(self._socket)
             self._ring, self._blocks = _make_ring(self._socket, ring_bytes)
+            closing.enter_context(self._ring)
+            self._spool = tempfile.TemporaryFile(buffering=0, dir=directory)  # noqa: SIM115
             self._begin()
-            undo.pop_all()
+            self._closing = closing.pop_all()
 
     @property
     def sockets(self) -> tuple[int, int]:
@@ -105,7 +107,7 @@ class Capture:
             status, frames, _, length = _BLOCK.unpack_from(self._ring, start + 8)
             if not status & _STATUS_USER:
                 return
-            self._spool.write(self._ring[start : start + length])
+            self._keep(self._ring[start : start + length])
             self.frames_received += frames
             struct.pack_into("=I", self._ring, start + 8, 0)
             self._block = (self._block + 1) % self._blocks
@@ -115,17 +117,13 @@ class Capture:
         if self.finished:
             return
         self.finished = True
-        try:
+        with self._closing:
             self._end()
-        finally:
-            self._ring.close()
-            self._socket.close()
-            self._events.close()
-            os.close(self._namespace)
 
     def close(self) -> None:
-        """Finish, and forget the frames."""
-        self.finish()
+        """Let the namespace go and forget the frames; at any time, also twice."""
+        self.finished = True
+        self._closing.close()
         self._spool.close()
 
     def frames(self) -> Iterator[Frame]:
@@ -133,10 +131,9 @@ class Capture:
         self.truncated = 0
         if not self.frames_received:
             return
-        self._spool.flush()
         with mmap.mmap(self._spool.fileno(), 0, prot=mmap.PROT_READ) as spool:
             start = 0
-            while start < len(spool):
+            while start < self._spooled:
                 _, count, first, length = _BLOCK.unpack_from(spool, start + 8)
                 yield from self._unpack(spool, start + first, count)
                 start += length
@@ -211,6 +208,12 @@ class Capture:
         order = struct.pack("=H6xQ", 1, ctypes.addressof(program))
         self._socket.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, order)
 
+    def _keep(self, block: bytes) -> None:
+        """Append a whole block, or raise and leave what is there."""
+        if os.pwrite(self._spool.fileno(), block, self._spooled) != len(block):
+            raise OSError(errno.ENOSPC, "the captured frames do not fit on the disk")
+        self._spooled += len(block)
+
     def _update_statistics(self) -> None:
         """Reading resets them (packet(7)), hence the sums. The first one includes the drops."""
         offered, drops, _ = struct.unpack(
@@ -278,6 +281,12 @@ class Sniffer:
             for descriptor in [fd for fd, held in self._captures.items() if held is capture]:
                 del self._captures[descriptor]
                 self._epoll.unregister(descriptor)
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Drain nothing meanwhile: a machine too busy to keep up, for tests of the oracle."""
+        with self._lock:
+            yield
 
     def stop(self) -> None:
         self._stopping.set()

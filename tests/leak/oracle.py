@@ -61,25 +61,25 @@ class Sending:
 
     def __init__(self, emission: Emission, process: subprocess.Popen[str]) -> None:
         self.emission = emission
-        self._process = process
+        self.process = process
         assert process.stdout is not None
         self._first_line = process.stdout.readline()
 
     def wait(self, timeout: float = 60.0) -> Emission:
         """Returns when all are sent; the second time at once."""
-        if self._process.returncode is None:
+        if self.process.returncode is None:
             try:
-                rest, complaints = self._process.communicate(timeout=timeout)
+                rest, complaints = self.process.communicate(timeout=timeout)
             except subprocess.TimeoutExpired:
-                self._process.kill()
-                rest, complaints = self._process.communicate()
+                self.process.kill()
+                rest, complaints = self.process.communicate()
             self._note(self._first_line + rest, complaints)
         return self.emission
 
     def stop(self) -> Emission:
         """Send no more."""
-        if self._process.poll() is None:
-            self._process.terminate()
+        if self.process.poll() is None:
+            self.process.terminate()
         return self.wait()
 
     def _note(self, output: str, complaints: str) -> None:
@@ -188,7 +188,8 @@ class Oracle:
 
         Sending ends by itself, with `Sending.stop`, or when the run is judged.
         """
-        title = name or f"{type(order).__name__.lower()} to {order.destination}"
+        kind = type(order).__name__.lower()
+        title = name or f"{kind} to {order.destination}:{order.port}"
         if title in self._sendings:
             title = f"{title} ({len(self._sendings) + 1})"
         namespace, who = self._clients[client]
@@ -390,7 +391,7 @@ class Oracle:
             if control is None:
                 if point is not None:
                     point.examine(frame, link, self._family, sent)
-            elif point is not None and self._controls[control] == point.name:
+            elif self._aimed_at(control, capture, link):
                 controls_seen.add(control)
         return capture.missing(counts)
 
@@ -408,6 +409,11 @@ class Oracle:
         """The control a frame is, to the last byte."""
         rest = frame.data[12:]
         return rest if rest[:2] == b"\x88\xb5" and rest in self._controls else None
+
+    def _aimed_at(self, control: bytes, capture: Capture, link: str) -> bool:
+        point = self._points[self._controls[control]]
+        # For ANY it leaves by the first interface that is up, which may have a point of its own.
+        return point.capture is capture and point.interface in (link, ANY)
 
     def _control_seen(self, name: str, seen: set[bytes]) -> bool:
         own = {control for control, point in self._controls.items() if point == name}

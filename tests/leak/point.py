@@ -5,7 +5,7 @@ Points see frames only after the run, one by one and in order.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from enum import Enum, auto
 from ipaddress import IPv4Address
@@ -18,7 +18,7 @@ from tests.leak.frames import IPV4, TCP, Frame, Packet, describe, parse
 from tests.leak.streams import Streams
 from tests.leak.verdict import Delivery, Leak
 
-_KEPT = 50
+_KEPT_OF_A_KIND = 5
 
 
 class Role(Enum):
@@ -59,6 +59,7 @@ class Point:
         self._unseen = list(shows)
         self._sources: dict[str, set[int]] = defaultdict(set)
         self._streams = Streams()
+        self._kinds: Counter[str] = Counter()
 
     @property
     def not_shown(self) -> list[str]:
@@ -122,14 +123,19 @@ class Point:
         stopped = name in sent and sent[name].expect is Expect.STOPPED
         if self.role is Role.WIRE or (self.role is Role.BEYOND and stopped):
             self.leaked += 1
-            words = name if number == CUT else f"canary {name} number {number}"
-            self._keep(when, link, what, words if self.role is Role.WIRE else f"{words} came out")
+            kind = name if number == CUT else f"canary {name}"
+            why = kind if number == CUT else f"{kind} number {number}"
+            why += "" if self.role is Role.WIRE else " came out"
+            self._keep(when, link, what, why, kind)
 
     def _note_source(self, name: str, packet: Packet, emission: Emission) -> None:
         aimed_at = int(IPv4Address(emission.destination))
         if packet.ethertype == IPV4 and packet.destination == aimed_at:
             self._sources[name].add(packet.source)
 
-    def _keep(self, when: float, link: str, what: str, why: str) -> None:
-        if len(self.leaks) < _KEPT:
+    def _keep(self, when: float, link: str, what: str, why: str, kind: str = "") -> None:
+        """A flood of one kind must not crowd out the others."""
+        kind = kind or why
+        self._kinds[kind] += 1
+        if self._kinds[kind] <= _KEPT_OF_A_KIND:
             self.leaks.append(Leak(self.name, link, when, what, why))

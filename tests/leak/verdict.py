@@ -56,7 +56,7 @@ class Verdict:
     c0: Mapping[str, int]
     """Seen on the client's own link: equal to `sent`, or the sending is not proved."""
     leaks: tuple[Leak, ...]
-    """The first of them for each point; `leaked` counts all."""
+    """The first few of each kind for each point; `leaked` and `illegal` count all."""
     leaked: Mapping[str, int]
     """Canaries and hidden things by point."""
     illegal: Mapping[str, int]
@@ -77,7 +77,7 @@ class Verdict:
 
     def text(self) -> str:
         lines = [f"leak oracle: {self.outcome.value.upper()} {self.test}".rstrip(), *self.why]
-        for leak in self.leaks[:20]:
+        for leak in self.leaks[:40]:
             lines.append(f"{leak.point} ({leak.link}) {leak.when:.6f} {leak.what}: {leak.why}")
         lines += [f"capture: {path}" for path in self.pcaps]
         return "\n".join(lines)
