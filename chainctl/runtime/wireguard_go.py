@@ -1,0 +1,128 @@
+"""wireguard-go by its control socket (https://www.wireguard.com/xplatform/)."""
+
+from __future__ import annotations
+
+import base64
+import os
+import socket
+from collections.abc import Iterable
+from pathlib import Path
+
+from chainctl.errors import ChangeServer, LookAgain
+from chainctl.model.chain import Engine
+from chainctl.model.wireguard import WireGuardConfig, key_bytes
+from chainctl.runtime.wireguard import EVERYTHING, NO_KEY, Reading, WireGuardStatus
+
+_PATIENCE = 3.0
+"""Seconds for an answer; measured 0.3 ms."""
+
+
+class WireGuardGo:
+    """A running wireguard-go. Both methods raise LookAgain C550 when it does not answer."""
+
+    engine = Engine.USERSPACE
+
+    def __init__(self, control_socket: Path) -> None:
+        self._control_socket = control_socket
+
+    def configure(self, config: WireGuardConfig) -> None:
+        """Raises ChangeServer C551 when wireguard-go refuses the configuration."""
+        # Peers are removed by name: `replace_peers` would end the session of the same one too.
+        known = [value for key, value in self._ask(["get=1"]) if key == "public_key"]
+        self._ask(render_set(config, known))
+
+    def read(self) -> WireGuardStatus:
+        return parse_get(self._ask(["get=1"])).status()
+
+    def _ask(self, lines: Iterable[str]) -> list[tuple[str, str]]:
+        try:
+            answer = _exchange(self._control_socket, "\n".join(lines) + "\n\n")
+        except OSError as error:
+            raise LookAgain("C550", f"wireguard-go does not answer: {error}") from None
+        pairs = [(key, value) for key, _, value in (x.partition("=") for x in answer.split())]
+        errno = dict(pairs).get("errno", "missing")
+        if errno != "0":
+            # The rest of the answer may hold keys.
+            raise ChangeServer("C551", f"wireguard-go refuses its configuration (errno {errno})")
+        return [pair for pair in pairs if pair[0] != "errno"]
+
+
+def render_set(config: WireGuardConfig, known: Iterable[str] = ()) -> list[str]:
+    """The lines that make `config` the whole configuration of a device that has peers `known`."""
+    peer = _hex(config.peer_public_key)
+    lines = [
+        "set=1",
+        f"private_key={_hex(config.private_key.reveal())}",
+        f"listen_port={config.listen_port}",
+    ]
+    for other in sorted(set(known) - {peer}):
+        lines += [f"public_key={other}", "remove=true"]
+    return [
+        *lines,
+        f"public_key={peer}",
+        f"preshared_key={_hex(config.preshared.reveal() if config.preshared else NO_KEY)}",
+        f"endpoint={config.endpoint}:{config.endpoint_port}",
+        f"persistent_keepalive_interval={config.keepalive}",
+        "replace_allowed_ips=true",
+        f"allowed_ip={EVERYTHING}",
+    ]
+
+
+def parse_get(pairs: Iterable[tuple[str, str]]) -> Reading:
+    """The answer to a `get`. Of a device with several peers only its own part is told."""
+    device: dict[str, str] = {}
+    peers: list[dict[str, str]] = []
+    allowed: list[str] = []
+    for key, value in pairs:
+        if key == "public_key":
+            peers.append({})
+        if key == "allowed_ip":
+            allowed.append(value)
+        (peers[-1] if peers else device)[key] = value
+    peer = peers[0] if len(peers) == 1 else {}
+    host, _, port = peer.get("endpoint", "").rpartition(":")
+    return Reading(
+        private_key=_base64(device.get("private_key", "")),
+        listen_port=int(device.get("listen_port", 0)),
+        public_key=_base64(peer.get("public_key", "")),
+        preshared=_base64(peer.get("preshared_key", "")),
+        host=host,
+        port=int(port or 0),
+        keepalive=int(peer.get("persistent_keepalive_interval", 0)),
+        allowed=allowed,
+        handshake_seconds=int(peer.get("last_handshake_time_sec", 0)),
+        handshake_nanoseconds=int(peer.get("last_handshake_time_nsec", 0)),
+        received=int(peer.get("rx_bytes", 0)),
+        sent=int(peer.get("tx_bytes", 0)),
+    )
+
+
+def _exchange(path: Path, text: str) -> str:
+    # By way of the directory: an address of a unix socket has at most 107 bytes (unix(7)).
+    folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+            connection.settimeout(_PATIENCE)
+            connection.connect(f"/proc/self/fd/{folder}/{path.name}")
+            connection.sendall(text.encode())
+            return _read_answer(connection)
+    finally:
+        os.close(folder)
+
+
+def _read_answer(connection: socket.socket) -> str:
+    answer = b""
+    while not answer.endswith(b"\n\n"):
+        more = connection.recv(65536)
+        if not more:
+            raise ConnectionResetError("it hung up")
+        answer += more
+    return answer.decode()
+
+
+def _hex(key: str) -> str:
+    return key_bytes(key).hex()
+
+
+def _base64(key: str) -> str:
+    return base64.b64encode(bytes.fromhex(key)).decode()
