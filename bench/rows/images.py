@@ -1,0 +1,21 @@
+"""How large a hop's image is, as one would ship it: a tar archive, gzip at its best."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import tarfile
+
+from bench.harness import Result, at_most, row
+from chainctl.images.image import ensure_image
+from chainctl.images.lock import ImageKind
+from chainctl.settings import Settings
+
+
+@row("image_wireguard", unit="MiB", target=at_most(3))
+def image_wireguard() -> Result:
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w") as tar:
+        tar.add(ensure_image(ImageKind.WIREGUARD, Settings.load()).root, arcname=".")
+    size = len(gzip.compress(archive.getvalue(), compresslevel=9, mtime=0)) / 2**20
+    return Result(size, samples=[size])
