@@ -1,1 +1,179 @@
-"""The supervisor's process: unix socket, lock, and one worker per chain."""
+"""The supervisor's process: lock, unix socket, one thread a connection.
+
+There is one supervisor in a network namespace: an abstract unix socket is bound there, which
+the kernel frees on any death. The socket answers root only (SO_PEERCRED).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import socketserver
+import struct
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from chainctl.errors import ChainctlError, LookAgain, MendFile, MendHost, StepFailed
+from chainctl.host.files import ensure_dir
+from chainctl.settings import Settings
+from chainctl.supervisor.supervisor import Supervisor
+
+Facts = dict[str, Any]
+Send = Callable[[Facts], None]
+
+_LOCK = "\0chainctl supervisor"
+
+
+@contextlib.contextmanager
+def supervisor(settings: Settings) -> Iterator[Supervisor]:
+    """The one supervisor of this network namespace. Raises LookAgain C505 when there is one."""
+    if os.geteuid() != 0:
+        raise MendHost("C306", "this needs root", hint="run it again with sudo")
+    ensure_dir(settings.run_dir, 0o700)
+    ensure_dir(settings.state_dir, 0o700)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as lock:
+        try:
+            lock.bind(_LOCK)
+        except OSError:
+            raise LookAgain(
+                "C505",
+                "another supervisor is running on this machine",
+                hint="chainctl status",
+            ) from None
+        running = Supervisor(settings)
+        try:
+            yield running
+        finally:
+            running.close()
+
+
+def serve(
+    settings: Settings,
+    *,
+    until_idle: bool = False,
+    then: Callable[[Supervisor], None] | None = None,
+) -> None:
+    """Answer requests until SIGTERM or SIGINT; chains stay as they are.
+
+    `until_idle`: also end when the last chain was taken down, and leave nothing in `run_dir`.
+    `then` runs once the socket listens, in the calling thread (for `up --foreground`).
+    """
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    with supervisor(settings) as running:
+        settings.socket_path.unlink(missing_ok=True)
+        with _Server(str(settings.socket_path), running, stop, until_idle) as server:
+            settings.socket_path.chmod(0o600)
+            thread = threading.Thread(target=server.serve_forever, name="api", daemon=True)
+            thread.start()
+            running.adopt_all()
+            if then is not None:
+                then(running)
+            stop.wait()
+            server.shutdown()
+        idle = running.idle
+    settings.socket_path.unlink(missing_ok=True)
+    if until_idle and idle:
+        sweep_out(settings)
+
+
+def sweep_out(settings: Settings) -> None:
+    """Nothing of a machine without chains stays in `run_dir`; what is not empty is not ours."""
+    for name in ("tables", "clients", "runc", "netns", "bpf"):
+        with contextlib.suppress(OSError):
+            (settings.run_dir / name).rmdir()
+    (settings.run_dir / "supervisor.log").unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        settings.run_dir.rmdir()
+
+
+def answer(running: Supervisor, request: Facts, send: Send) -> Any:
+    """Carry out one request; the same whether it came by the socket or in process."""
+
+    def progress(step: str, text: str, seconds: float) -> None:
+        send({"progress": {"step": step, "text": text, "seconds": round(seconds, 4)}})
+
+    match request:
+        case {"do": "up", "file": str(file)}:
+            name = running.up(Path(file), progress)
+            return running.status(name)
+        case {"do": "down", "chains": list(names)}:
+            for name in names or running.names():
+                running.down(name, progress)
+            return names
+        case {"do": "close", "chain": str(name)}:
+            running.close_gate(name)
+            return running.status(name)
+        case {"do": "open", "chain": str(name)}:
+            running.open_gate(name, progress)
+            return running.status(name)
+        case {"do": "status", "chain": str(name)}:
+            return running.status(name)
+        case {"do": "plan", "file": str(file)}:
+            return running.plan(Path(file))
+        case {"do": "names"}:
+            return running.names()
+        case _:
+            raise MendFile("C506", f"the supervisor does not know {request.get('do')!r}")
+
+
+def describe_error(error: BaseException) -> Facts:
+    """An error as the socket carries it."""
+    if not isinstance(error, ChainctlError):
+        error = ChainctlError("C599", f"a fault in chainctl: {error!r}", hint="please report it")
+    facts: Facts = {
+        "code": error.code,
+        "message": error.message,
+        "where": error.where,
+        "hint": error.hint,
+        "exit_status": error.exit_status,
+    }
+    if isinstance(error, MendFile):
+        facts["complaints"] = [vars(complaint) for complaint in error.complaints]
+    if isinstance(error, StepFailed):
+        facts["step"] = error.step
+        facts["still_blocked"] = error.still_blocked
+        facts["message"] = error.cause.message
+    return facts
+
+
+class _Server(socketserver.ThreadingUnixStreamServer):
+    daemon_threads = True
+
+    def __init__(
+        self, path: str, running: Supervisor, stop: threading.Event, until_idle: bool
+    ) -> None:
+        super().__init__(path, _Handler)
+        self.running = running
+        self.stop = stop
+        self.until_idle = until_idle
+
+
+class _Handler(socketserver.StreamRequestHandler):
+    server: _Server
+
+    def handle(self) -> None:
+        credentials = self.connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+        _, uid, _ = struct.unpack("3i", credentials)
+        if uid != 0:
+            self._send({"error": describe_error(MendHost("C306", "this needs root"))})
+            return
+        for line in self.rfile:
+            try:
+                request = json.loads(line)
+                done = answer(self.server.running, request, self._send)
+                if request["do"] == "down" and self.server.until_idle and self.server.running.idle:
+                    self.server.stop.set()
+                self._send({"done": done})
+            except Exception as error:
+                self._send({"error": describe_error(error)})
+
+    def _send(self, message: Facts) -> None:
+        with contextlib.suppress(BrokenPipeError):
+            self.wfile.write((json.dumps(message, default=str) + "\n").encode())

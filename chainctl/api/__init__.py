@@ -1,0 +1,1 @@
+"""Talking to the supervisor: one JSON object a line over a unix socket."""

@@ -191,7 +191,11 @@ class PortMode(Enum):
 
 @dataclass(frozen=True)
 class PortRow:
-    """What the filter knows about a port. `gate` names the port whose gate is asked."""
+    """What the filter knows about a port.
+
+    `address`: the only source it may have; 0.0.0.0: the tuples or the policy say it.
+    `gate`: the port whose gate is asked.
+    """
 
     port: PortName
     mode: PortMode

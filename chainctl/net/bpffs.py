@@ -14,6 +14,7 @@ from chainctl.errors import MendHost
 
 _MAGIC = 0xCAFE4A11  # BPF_FS_MAGIC of linux/magic.h
 _NOSUID_NODEV_NOEXEC = 0b1110
+_DETACH = 2  # MNT_DETACH
 
 
 def mount_bpffs(path: Path) -> None:
@@ -33,3 +34,14 @@ def is_bpffs(path: Path) -> bool:
     if ctypes.CDLL(None, use_errno=True).statfs(str(path).encode(), answer):
         return False
     return ctypes.c_long.from_buffer(answer).value == _MAGIC
+
+
+def unmount_bpffs(path: Path) -> None:
+    """Take the file system and its folder away; programs in use stay attached. None is fine."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    while is_bpffs(path):
+        if libc.umount2(str(path).encode(), _DETACH):
+            reason = os.strerror(ctypes.get_errno())
+            raise MendHost("C324", f"unmounting the BPF file system on {path}: {reason}")
+    if path.is_dir():
+        path.rmdir()

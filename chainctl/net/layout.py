@@ -43,6 +43,8 @@ from chainctl.net import guard
 
 MAIN_TABLE = 254
 ANYWHERE = IPv4Network("0.0.0.0/0")
+_ANY_SOURCE = IPv4Address(0)
+"""Servers and clients send here too: the tuples or the policy say who may."""
 _LAST_METRIC = 4_000_000_000
 _FROM_INSIDE = 1000
 """Priority of the first `ip rule` for what comes from further inside."""
@@ -108,21 +110,18 @@ def _filter_rows(chain: Chain) -> Iterator[Part]:
         dns=(chain.resolver,) if chain.resolver else (),
     )
     mtu, gate = chain.uplink.mtu, chain.gateway_port
-    yield PortRow(gate, PortMode.CLIENT, chain.gateway_leg, mtu, scope, gate)
-    yield PortRow(
-        chain.in_port(chain.exit), PortMode.REPLY, chain.in_leg(chain.exit), mtu, scope, gate
-    )
-    yield PortRow(chain.uplink_port, PortMode.TUPLE, chain.uplink_leg, mtu, scope)
+    yield PortRow(gate, PortMode.CLIENT, _ANY_SOURCE, mtu, scope, gate)
+    yield PortRow(chain.in_port(chain.exit), PortMode.REPLY, _ANY_SOURCE, mtu, scope, gate)
+    yield PortRow(chain.uplink_port, PortMode.TUPLE, _ANY_SOURCE, mtu, scope)
     for hop in chain.hops:
         yield PortRow(chain.out_port(hop), PortMode.TUPLE, chain.out_leg(hop), mtu, scope)
         if hop is not chain.exit:
-            yield PortRow(chain.in_port(hop), PortMode.TUPLE, chain.in_leg(hop), mtu, scope)
+            yield PortRow(chain.in_port(hop), PortMode.TUPLE, _ANY_SOURCE, mtu, scope)
     for inner, outer in _wires(chain):
         yield FarEnd(inner, outer)
         yield FarEnd(outer, inner)
     for hop in chain.hops:
-        outer = chain.hops[hop.number - 2] if hop.number > 1 else None
-        back = chain.in_port(outer) if outer else chain.uplink_port
+        back = chain.in_port(chain.hops[hop.number - 2]) if hop.number > 1 else chain.uplink_port
         for tunnel in hop.tunnels:
             yield from _tuples(chain, hop, tunnel, back)
 
@@ -232,4 +231,4 @@ def _clients(chain: Chain) -> Iterator[Part]:
             ns, link = chain.namespace(hop), tunnel.slot.link
             if tunnel.engine is Engine.USERSPACE:
                 yield Client(name, ns, link, chain.uid(hop, tunnel.slot), tunnel.image)
-            yield TunnelConfig(name, ns, link, tunnel.config.digest())
+            yield TunnelConfig(name, ns, link, tunnel.config.digest)

@@ -11,17 +11,22 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from chainctl.host import nft
+from chainctl.host import clock, nft
 from chainctl.host.files import ensure_dir, write_atomic
 from chainctl.host.netns import Namespaces
 from chainctl.model.parts import HOST, DockerRule, NftTable, NsName
+from chainctl.net.guard import GATE_SET, TABLE
 
 CHANGED = "(changed by somebody else)"
 """Stands for the rules of a table that are not the ones we wrote."""
 
+_GATE = f"inet {TABLE} {GATE_SET}"
+_BOTH_WAYS = '"lan0" . "up0"{0}, "up0" . "lan0"{0}'
 _DOCKER_CHAIN = "ip filter DOCKER-USER"
 
 
@@ -54,7 +59,7 @@ class Tables:
     def observe(self, places: Iterable[tuple[NsName, str]]) -> Iterator[NftTable]:
         """The tables among `places` (namespace, table) that exist."""
         for ns, table in places:
-            listing = self._namespaces.call(ns, lambda table=table: nft.read_table("inet", table))
+            listing = self._namespaces.call(ns, partial(nft.read_table, "inet", table))
             if listing is None:
                 continue
             try:
@@ -63,6 +68,26 @@ class Tables:
                 remembered = {}
             ours = remembered.get("listing") == _hash(listing)
             yield NftTable(ns, table, remembered["rules"] if ours else CHANGED)
+
+    def open_gate(self, gateway: NsName, until_boot_ns: int) -> None:
+        """Let packets between LAN and chain pass until then.
+
+        Added, deleted and added again in one transaction: adding alone does not prolong an
+        element, and deleting one that has just expired fails (measured).
+        """
+        left = (until_boot_ns - clock.boot_ns()) // 1_000_000
+        if left <= 0:
+            return
+        add = f"add element {_GATE} {{ {_BOTH_WAYS.format(f' timeout {left}ms')} }}\n"
+        delete = f"delete element {_GATE} {{ {_BOTH_WAYS.format('')} }}\n"
+        self._namespaces.call(gateway, lambda: nft.apply(add + delete + add))
+
+    def close_gate(self, gateway: NsName) -> None:
+        """Nothing to do where there is no gateway, or no table: then nothing passes."""
+        if self._namespaces.inode(gateway) is None:
+            return
+        with suppress(nft.NftError):
+            self._namespaces.call(gateway, lambda: nft.apply(f"flush set {_GATE}\n"))
 
     def forget(self, ns: NsName) -> None:
         """The namespace is gone, and its tables with it."""

@@ -11,7 +11,7 @@ import json
 import queue
 import sqlite3
 import threading
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,12 +106,12 @@ class Journal:
         file: Path | None = None,
         up: bool | None = None,
         closed: bool | None = None,
-        taken: Collection[int] = (),
+        number: int | None = None,
     ) -> Wanted:
-        """Write a wish down. A chain not known yet gets the lowest number not in `taken`."""
+        """Write a wish down. A chain not known yet gets `number`, or the lowest free one."""
         with self._transaction():
             known = self.chain(name)
-            used = set(taken) | {chain.number for chain in self.chains()}
+            used = {chain.number for chain in self.chains()}
             number = (
                 known.number if known else next(n for n in range(len(used) + 1) if n not in used)
             )

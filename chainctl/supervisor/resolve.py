@@ -23,6 +23,7 @@ from chainctl.model.facts import Known, NetworkFacts
 from chainctl.model.parts import LanMode
 from chainctl.model.wireguard import WireGuardConfig
 from chainctl.spec.model import ChainSpec, HopSpec, LanSpec, ServerProfile
+from chainctl.spec.pins import address_of, usable
 
 
 @dataclass(frozen=True)
@@ -78,37 +79,36 @@ def choose_servers(
 ) -> dict[str, ServerProfile]:
     """The servers chosen earlier where they are still in the pool, else the first not taken."""
     chosen: dict[str, ServerProfile] = {}
+    taken: set[IPv4Address] = set()
     for hop in spec.hops:
-        taken = {endpoint_address(profile, names) for profile in chosen.values()}
-        free = [profile for profile in hop.pool if endpoint_address(profile, names) not in taken]
+        free = [(profile, at) for profile, at in usable(hop, names) if at not in taken]
         if not free:
             raise _pool_exhausted(hop)
-        earlier = [profile for profile in free if profile.name == selection.get(hop.name)]
-        chosen[hop.name] = (earlier or free)[0]
+        earlier = [pair for pair in free if pair[0].name == selection.get(hop.name)]
+        chosen[hop.name], address = (earlier or free)[0]
+        taken.add(address)
     return chosen
-
-
-def endpoint_address(profile: ServerProfile, names: Mapping[str, IPv4Address]) -> IPv4Address:
-    host = profile.endpoint.host
-    return host if isinstance(host, IPv4Address) else names[host]
 
 
 def _pool_exhausted(hop: HopSpec) -> ChangeServer:
     return ChangeServer(
         "C403",
-        f"every server of the pool ({len(hop.pool)}) already serves a hop further out",
+        f"no server of the pool ({len(hop.pool)}) is left: each already serves a hop further out,"
+        " or its name has no address",
         hint="add a server to this hop's pool: no server may see two places of a chain",
         where=f"hop {hop.name}",
     )
 
 
 def _tunnel(facts: Facts, number: int, profile: ServerProfile) -> Tunnel:
+    address = address_of(profile, facts.names)
+    assert address is not None, "choose_servers passes over servers without an address"
     config = WireGuardConfig(
         private_key=profile.private_key,
         listen_port=source_port(facts.number, number, Slot.A),
         peer_public_key=profile.peer_public_key,
         preshared=profile.preshared,
-        endpoint=endpoint_address(profile, facts.names),
+        endpoint=address,
         endpoint_port=profile.endpoint.port,
         keepalive=profile.keepalive or _KEEPALIVE,
     )

@@ -1,0 +1,313 @@
+"""`plan`, `up`, `down`, `status`, `close`, `open`: requests to the supervisor, printed."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from chainctl.api import client
+from chainctl.cli.output import print_json, tick
+from chainctl.errors import LookAgain, MendFile, MendHost
+from chainctl.settings import Settings
+
+Facts = dict[str, Any]
+
+_NOT_HEALTHY = 1
+
+_json = click.option("--json", "as_json", is_flag=True, help="The same facts as JSON.")
+_file = click.argument(
+    "file", default="chain.yaml", type=click.Path(path_type=Path, dir_okay=False)
+)
+_chain = click.argument("chain", required=False)
+
+
+@click.command()
+@_file
+@click.option("--foreground", is_flag=True, help="Keep the supervisor in this process.")
+@_json
+def up(file: Path, foreground: bool, as_json: bool) -> None:
+    """Bring the chain of FILE up; open it when every hop is proved.
+
+    Run it again after changing the file: only what changed is touched.
+    """
+    _needs_root()
+    _must_exist(file)
+    settings = Settings.load()
+    request = {"do": "up", "file": str(file.absolute())}
+    if foreground:
+        _serve_here(settings, request, as_json)
+        return
+    if not client.is_running(settings):
+        client.start(settings)
+    _report_chains(_request(settings, request, as_json), as_json)
+
+
+@click.command()
+@_chain
+@_json
+def down(chain: str | None, as_json: bool) -> None:
+    """Take CHAIN down (all chains when none is named) and leave the machine as it was."""
+    _needs_root()
+    settings = Settings.load()
+    request = {"do": "down", "chains": [chain] if chain else []}
+    if client.is_running(settings):
+        names = _request(settings, request, as_json)
+    else:
+        names = _without_supervisor(settings, request, as_json)
+    if as_json:
+        print_json({"down": names})
+    elif not names:
+        click.echo("There is no chain.")
+    else:
+        click.echo(f"{', '.join(names)} down. This machine is as it was before.")
+
+
+@click.command()
+@_chain
+@click.option("-w", "--watch", is_flag=True, help="Again every second, until interrupted.")
+@_json
+def status(chain: str | None, watch: bool, as_json: bool) -> None:
+    """Say whether CHAIN is open, and what each hop does."""
+    _needs_root()
+    settings = Settings.load()
+    while True:
+        chains = _status(settings, chain or "")
+        if watch and not as_json:
+            click.clear()
+        _report_chains(chains, as_json, exit_by_health=not watch)
+        if not watch:
+            return
+        time.sleep(1)
+
+
+@click.command()
+@_chain
+@_json
+def close(chain: str | None, as_json: bool) -> None:
+    """Shut the gate of CHAIN now; it stays shut over restarts, until `open`."""
+    _gate("close", chain, as_json)
+
+
+@click.command(name="open")
+@_chain
+@_json
+def open_(chain: str | None, as_json: bool) -> None:
+    """Let traffic through CHAIN again, once every hop is proved."""
+    _gate("open", chain, as_json)
+
+
+@click.command()
+@_file
+@_json
+def plan(file: Path, as_json: bool) -> None:
+    """Show what `up` would change for FILE, and change nothing."""
+    _needs_root()
+    _must_exist(file)
+    settings = Settings.load()
+    request = {"do": "plan", "file": str(file.absolute())}
+    if client.is_running(settings):
+        facts = _request(settings, request, as_json)
+    else:
+        facts = _without_supervisor(settings, request, as_json)
+    if as_json:
+        print_json(facts)
+        return
+    for line in facts["lines"]:
+        click.echo(line)
+
+
+def _gate(do: str, chain: str | None, as_json: bool) -> None:
+    _needs_root()
+    settings = Settings.load()
+    name = chain or _only_chain(settings)
+    chains = _request(settings, {"do": do, "chain": name}, as_json)
+    _report_chains(chains, as_json, exit_by_health=do == "open")
+
+
+def _only_chain(settings: Settings) -> str:
+    names = [entry["chain"] for entry in _status(settings, "")]
+    if len(names) == 1:
+        return str(names[0])
+    if not names:
+        raise MendFile("C501", "no chain is up", hint="chainctl up")
+    raise MendFile("C507", f"say which chain: {', '.join(names)}")
+
+
+def _request(settings: Settings, request: Facts, as_json: bool) -> Any:
+    try:
+        return client.ask(settings, request, _silent if as_json else _print_step)
+    except client.Reported as error:
+        _report_failure(error.facts, as_json)
+        raise click.exceptions.Exit(error.exit_status) from None
+
+
+def _without_supervisor(settings: Settings, request: Facts, as_json: bool) -> Any:
+    """The same code in this process; it ends with the command."""
+    from chainctl import daemon
+
+    def send(message: Facts) -> None:
+        if not as_json:
+            _print_step(message["progress"])
+
+    with daemon.supervisor(settings) as running:
+        try:
+            answer = daemon.answer(running, request, send)
+        except Exception as error:
+            facts = daemon.describe_error(error)
+            _report_failure(facts, as_json)
+            raise click.exceptions.Exit(facts["exit_status"]) from None
+        idle = running.idle
+    if idle:
+        daemon.sweep_out(settings)
+    return answer
+
+
+def _serve_here(settings: Settings, request: Facts, as_json: bool) -> None:
+    from chainctl import daemon
+
+    def bring_up(running: Any) -> None:
+        try:
+            chains = daemon.answer(
+                running, request, lambda m: None if as_json else _print_step(m["progress"])
+            )
+            _report_chains(chains, as_json, exit_by_health=False)
+        except Exception as error:
+            _report_failure(daemon.describe_error(error), as_json)
+
+    daemon.serve(settings, then=bring_up)
+
+
+def _status(settings: Settings, chain: str) -> list[Facts]:
+    try:
+        answer: list[Facts] = client.ask(settings, {"do": "status", "chain": chain}, _silent)
+        return answer
+    except LookAgain:
+        return _status_without_supervisor(settings, chain)
+
+
+def _status_without_supervisor(settings: Settings, chain: str) -> list[Facts]:
+    """Nobody refreshes the gate: what the journal wants, and that it is shut."""
+    if not settings.journal_path.exists():
+        return []
+    from chainctl.store.journal import Journal
+
+    journal = Journal(settings.journal_path)
+    try:
+        wanted = [entry for entry in journal.chains() if entry.up and chain in ("", entry.name)]
+    finally:
+        journal.close()
+    return [
+        {
+            "chain": entry.name,
+            "file": str(entry.file),
+            "posture": "closed",
+            "why_closed": {
+                "code": "C502",
+                "text": "no supervisor is running, so the gate shut by itself",
+                "hint": f"chainctl up {entry.file}",
+            },
+            "hops": [],
+            "repairs": [],
+        }
+        for entry in wanted
+    ]
+
+
+def _print_step(step: Facts) -> None:
+    took = step["seconds"]
+    time_text = f"{took * 1000:.0f} ms" if took < 10 else f"{took:.1f} s"
+    ok = not step["text"].endswith("does not answer")
+    click.echo(f"{tick(ok)} {step['step']:<9} {step['text']:<48} {time_text:>8}")
+
+
+def _silent(step: Facts) -> None:
+    """With --json the answer says it all."""
+
+
+def _report_failure(facts: Facts, as_json: bool) -> None:
+    """What, where, then whether anything can leave, then what to run next."""
+    if as_json:
+        print_json({"error": facts})
+        return
+    red = click.style("Error", fg="red")
+    complaints = facts.get("complaints") or []
+    for entry in complaints:
+        place = f"{entry['file']}:{entry['line']}:{entry['column']}"
+        click.echo(f"{red} [{entry['code']}] {place} {entry['message']}", err=True)
+    if not complaints:
+        where = f" ({facts['where']})" if facts.get("where") else ""
+        click.echo(f"{red} [{facts['code']}]{where} {facts['message']}", err=True)
+    if "still_blocked" in facts:
+        click.echo(
+            "STILL CLOSED: nothing left this machine."
+            if facts["still_blocked"]
+            else "POSSIBLY OPEN: unplug the LAN and report this.",
+            err=True,
+        )
+    for hint in sorted({entry["hint"] for entry in complaints if entry["hint"]} | {facts["hint"]}):
+        if hint:
+            click.echo(f"Run: {hint}" if hint.startswith("chainctl ") else hint, err=True)
+
+
+def _report_chains(chains: list[Facts], as_json: bool, *, exit_by_health: bool = True) -> None:
+    if as_json:
+        print_json({"chains": chains})
+    elif not chains:
+        click.echo("No chain is up.   Run: chainctl up chain.yaml")
+    else:
+        for facts in chains:
+            _print_chain(facts)
+    if exit_by_health and any(facts["posture"] != "open" for facts in chains):
+        raise click.exceptions.Exit(_NOT_HEALTHY)
+
+
+def _print_chain(facts: Facts) -> None:
+    if facts["posture"] == "open":
+        proved = facts["proved_seconds_ago"]
+        head = [click.style("OPEN", fg="green", bold=True), f"proved {proved:.0f} s ago"]
+        head.append(f"MTU {facts['mtu']}")
+    else:
+        why = facts["why_closed"]
+        head = [click.style("CLOSED", fg="red", bold=True), why["text"]]
+    click.echo(f"{facts['chain']}  {'   '.join(head)}")
+    hops = facts["hops"]
+    if hops:
+        rows = [("HOP", "SERVER", "VIA", "RTT", "LOSS", "STATE")]
+        rows += [
+            (
+                hop["hop"],
+                hop["server"],
+                hop["via"],
+                "-" if hop["rtt_ms"] is None else f"{hop['rtt_ms']:.0f} ms",
+                "-" if hop["loss_percent"] is None else f"{hop['loss_percent']:.0f} %",
+                f"{hop['verdict'].upper()}  {hop['evidence']}".strip(),
+            )
+            for hop in hops
+        ]
+        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+        for row in rows:
+            cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+            click.echo("  ".join(cells).rstrip())
+    for repair in facts["repairs"][-3:]:
+        click.echo(f"Note [N501] {repair}; mended.")
+    if facts["posture"] != "open" and facts["why_closed"]["hint"]:
+        hint = facts["why_closed"]["hint"]
+        click.echo(f"Next: {hint}")
+
+
+def _needs_root() -> None:
+    if os.geteuid() != 0:
+        raise MendHost("C306", "this needs root", hint="run it again with sudo")
+
+
+def _must_exist(file: Path) -> None:
+    if not file.exists():
+        raise MendFile(
+            "C101",
+            f"there is no file {file}",
+            hint="chainctl init writes one from a folder of profiles",
+        )

@@ -1,0 +1,92 @@
+"""Reads what `resolve` needs: the chain file, the machine, and what was chosen before."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+
+from chainctl.errors import MendFile
+from chainctl.host.resolver import lookup_ipv4
+from chainctl.model.facts import NetworkFacts
+from chainctl.net.facts import read_network
+from chainctl.spec.chain_file import load_chain_file
+from chainctl.spec.model import ChainSpec
+from chainctl.spec.overlap import check_overlap
+from chainctl.spec.pins import resolve_endpoints
+from chainctl.store.journal import Journal
+from chainctl.supervisor.machine import Machine
+from chainctl.supervisor.resolve import Facts
+
+
+@dataclass(frozen=True)
+class Gathered:
+    spec: ChainSpec
+    facts: Facts
+
+    @property
+    def summary(self) -> str:
+        servers = sum(len(hop.pool) for hop in self.spec.hops)
+        return f"{len(self.spec.hops)} hops, {servers} servers"
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        return tuple(str(notice) for notice in self.spec.notices)
+
+    def with_path_mtu(self, path_mtu: int) -> Gathered:
+        return replace(self, facts=replace(self.facts, path_mtu=path_mtu))
+
+
+def gather(file: Path, machine: Machine, journal: Journal) -> Gathered:
+    """Raises MendFile for everything wrong with the file, before anything is changed."""
+    spec = load_chain_file(file)
+    network = read_network()
+    names = _pinned_names(spec, journal)
+    complaints = check_overlap(spec, _foreign_routes(network), names)
+    if complaints:
+        raise MendFile.of(complaints)
+    wanted = journal.chain(spec.name)
+    number = wanted.number if wanted else machine.free_number(journal)
+    return Gathered(
+        spec,
+        Facts(
+            number=number,
+            network=network,
+            selection=journal.recall(spec.name, "selection", {}),
+            names=names,
+            engine=machine.engine(),
+            image=machine.image().digest,
+            forwarded_before=_forwarded_before(spec, network, journal),
+            path_mtu=journal.recall(spec.name, "path_mtu"),
+        ),
+    )
+
+
+def _pinned_names(spec: ChainSpec, journal: Journal) -> dict[str, IPv4Address]:
+    """Names are looked up once; afterwards a running chain never asks in the clear again."""
+    known = journal.recall(spec.name, "names", {})
+    pins = {name: IPv4Address(address) for name, address in known.items()}
+    pinned = resolve_endpoints(spec.profiles, pins, lookup_ipv4)
+    return dict(pinned.pins)
+
+
+def _foreign_routes(network: NetworkFacts) -> list[IPv4Network]:
+    """Where the host can go, without the routes and links of chainctl itself."""
+    return [
+        route.to
+        for route in network.routes
+        if isinstance(route.to, IPv4Network)
+        and route.link is not None
+        and not route.link.startswith("chain")
+    ]
+
+
+def _forwarded_before(spec: ChainSpec, network: NetworkFacts, journal: Journal) -> bool:
+    """As it was when the chain came up for the first time: afterwards it forwards for us."""
+    remembered = journal.recall(spec.name, "forwarded_before")
+    if remembered is not None:
+        return bool(remembered)
+    route = network.default_route
+    name = spec.wan.interface or (route.link if route else "") or ""
+    link = network.link(name)
+    return bool(link and link.forwarding)

@@ -1,0 +1,487 @@
+"""All drivers as one: lists the parts of a chain that exist, and makes, changes, removes parts.
+
+The drivers do not see each other; what crosses between them (a port's name and its index, a
+link and the rows that speak of it) is put together here. Safe to use from several workers.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from functools import partial
+from ipaddress import IPv4Address
+from typing import TypeVar
+
+from chainctl.errors import ChainctlError, MendHost
+from chainctl.host.netns import Namespaces
+from chainctl.images.image import Image, ensure_image
+from chainctl.images.lock import ImageKind
+from chainctl.model.chain import Chain, Engine, Hop
+from chainctl.model.parts import (
+    HOST,
+    PANEL,
+    Address,
+    Client,
+    ClientPolicy,
+    DockerRule,
+    FarEnd,
+    ForeignLink,
+    Forwarding,
+    KernelWireGuard,
+    Key,
+    LanLeg,
+    Leg,
+    Namespace,
+    NftTable,
+    NsName,
+    Part,
+    PortFilter,
+    PortName,
+    PortRow,
+    Route,
+    Rule,
+    Tun,
+    TunFilter,
+    TunnelConfig,
+    Up,
+    WireTuple,
+)
+from chainctl.model.wireguard import WireGuardConfig
+from chainctl.net import guard
+from chainctl.net.bpffs import unmount_bpffs
+from chainctl.net.filter import (
+    IDENTITY_OBJECT,
+    TUN_OBJECT,
+    PanelFilter,
+    Port,
+    WireRow,
+    attach_tun,
+    mount_bpffs,
+    remove_pins,
+    tun_attached,
+)
+from chainctl.net.layout import layout
+from chainctl.net.links import Links
+from chainctl.net.policy import compile_policy
+from chainctl.net.tables import Tables
+from chainctl.runtime.bundle import ClientSpec, wireguard_client
+from chainctl.runtime.runc import Clients
+from chainctl.runtime.wireguard import WireGuardDevice, WireGuardStatus
+from chainctl.runtime.wireguard_go import WireGuardGo
+from chainctl.runtime.wireguard_kernel import KernelWireGuard as KernelDevice
+from chainctl.runtime.wireguard_kernel import create_device, kernel_wireguard_available
+from chainctl.settings import Settings
+from chainctl.store.journal import Journal
+
+T = TypeVar("T")
+
+_FIRST_PORT_IDENTITY = 256
+
+
+class Machine:
+    def __init__(self, settings: Settings) -> None:
+        self.namespaces = Namespaces(settings.netns_dir)
+        self._settings = settings
+        self._links = Links(self.namespaces)
+        self._tables = Tables(self.namespaces, settings.run_dir / "tables")
+        self._clients = Clients(settings)
+        self._filter: PanelFilter | None = None
+        self._image: Image | None = None
+        self._chains: dict[str, Chain] = {}
+        self._configs: dict[str, WireGuardConfig] = {}
+        self._lock = threading.RLock()
+
+    def close(self) -> None:
+        """Everything stays in force; the gates shut when their time is over."""
+        with self._lock:
+            if self._filter is not None:
+                self._filter.close()
+                self._filter = None
+        self.namespaces.close()
+
+    def configure(self, chain: Chain) -> None:
+        """Keep at hand what parts only stand for: keys, and the policy to compare with."""
+        self._chains[chain.name] = chain
+        for hop in chain.hops:
+            for tunnel in hop.tunnels:
+                self._configs[chain.client_name(hop, tunnel.slot)] = tunnel.config
+
+    def image(self) -> Image:
+        """What WireGuard clients run from; built when it is not here yet."""
+        if self._image is None:
+            self._image = ensure_image(ImageKind.WIREGUARD, self._settings)
+        return self._image
+
+    def engine(self) -> Engine:
+        return Engine.KERNEL if kernel_wireguard_available() else Engine.USERSPACE
+
+    def free_number(self, journal: Journal) -> int:
+        """The lowest chain number that neither the journal nor the kernel knows."""
+        used = {chain.number for chain in journal.chains()}
+        for port in self._ports():
+            number = port.removeprefix("c").partition("-")[0]
+            if number.isdigit():
+                used.add(int(number))
+        return next(number for number in range(len(used) + 1) if number not in used)
+
+    def chains_found(self) -> list[str]:
+        """Names of the chains that something is left of."""
+        pinned = {name.partition(".")[0] for name in self.namespaces.names() if "." in name}
+        return sorted(pinned | {name.partition(".")[0] for name in self._clients.observe()})
+
+    def shared_parts(self) -> tuple[Key, ...]:
+        return (Namespace(PANEL).key, NftTable(PANEL, guard.TABLE, "").key)
+
+    # What is.
+
+    def observe(self, name: str, number: int, chain: Chain | None, uplink: str = "") -> list[Part]:
+        """Every part of the chain that exists. `uplink`: a host's link that forwards for us."""
+        with self._lock:
+            mine = [NsName(ns) for ns in self.namespaces.names() if ns.startswith(f"{name}.")]
+            found = self._links.observe(
+                [PANEL, *mine],
+                port_prefix=f"c{number}-",
+                forwarding=[uplink] if uplink else [],
+            )
+            present = {part.name for part in found if isinstance(part, Namespace)}
+            places = [(ns, guard.TABLE) for ns in mine]
+            if self.namespaces.inode(PANEL):
+                places.append((PANEL, guard.TABLE))
+            places.append((HOST, f"{guard.TABLE}-{name}"))
+            found += self._tables.observe(places)
+            docker = self._tables.observe_docker_rule(f"chain{number}")
+            found += [docker] if docker else []
+            if PANEL in present:
+                found += self._observe_filter(number, chain)
+            found += self._observe_tunnels(name, found, chain)
+            return found
+
+    def _observe_filter(self, number: int, chain: Chain | None) -> Iterator[Part]:
+        self._replace_filter_without_pins()
+        prefix = f"c{number}-"
+        names = {index: PortName(name) for name, index in self._ports().items()}
+        mine = {index: name for index, name in names.items() if name.startswith(prefix)}
+        table = self._opened()
+        for index, row in table.ports().items():
+            if index in mine:
+                gate = names.get(row.gate)
+                yield PortRow(mine[index], row.mode, row.address, row.far_mtu, row.scope, gate)
+        for index, far in table.fars().items():
+            if index in mine and far in names:
+                yield FarEnd(mine[index], names[far])
+        for wire in table.wires():
+            if wire.ifindex in mine:
+                ends = wire.source, wire.source_port, wire.destination, wire.destination_port
+                yield WireTuple(mine[wire.ifindex], *ends, wire.protocol, wire.fragments)
+        yield from self._observe_policy(number + 1, chain)
+        attached = self._in_panel(lambda: [index for index in mine if table.attached(index)])
+        yield from (PortFilter(mine[index]) for index in attached)
+
+    def _observe_policy(self, scope: int, chain: Chain | None) -> Iterator[Part]:
+        table = self._opened()
+        if scope not in table.scopes():
+            return
+        wanted = _policy_of(chain, scope) if chain else None
+        if wanted is not None and table.policy(scope) == compile_policy(wanted):
+            yield wanted
+        else:
+            yield ClientPolicy(scope, (), (), ())
+
+    def _observe_tunnels(
+        self, name: str, found: Iterable[Part], chain: Chain | None
+    ) -> Iterator[Part]:
+        tunnels = [part for part in found if isinstance(part, Tun | KernelWireGuard)]
+        for part in tunnels:
+            address = self.namespaces.call(part.ns, partial(_tun_filter, part.link))
+            if address is not None:
+                yield TunFilter(part.ns, part.link, address)
+        by_inode = {self.namespaces.inode(part.ns): part.ns for part in tunnels}
+        for client, running in self._clients.observe().items():
+            if not client.startswith(f"{name}."):
+                continue
+            if running is None:
+                yield Client(client, NsName("?"), "?", -1, "?")
+                continue
+            ns = by_inode.get(running.netns_inode, NsName("?"))
+            yield Client(client, ns, running.link, running.uid, running.image)
+            yield from self._observe_config(client, ns, running.link, Engine.USERSPACE)
+        # A device of the kernel has no process, so it is found by its link.
+        kernel = {(part.ns, part.link) for part in tunnels if isinstance(part, KernelWireGuard)}
+        if chain is None:
+            return
+        for hop in chain.hops:
+            for tunnel in hop.tunnels:
+                ns, link = chain.namespace(hop), tunnel.slot.link
+                if (ns, link) in kernel:
+                    client = chain.client_name(hop, tunnel.slot)
+                    yield from self._observe_config(client, ns, link, Engine.KERNEL)
+
+    def _observe_config(
+        self, name: str, ns: NsName, link: str, engine: Engine
+    ) -> Iterator[TunnelConfig]:
+        with suppress(ChainctlError):
+            digest = self._device(name, ns, link, engine).read().digest
+            if digest is not None:
+                yield TunnelConfig(name, ns, link, digest)
+
+    # What to do.
+
+    def make(self, part: Part) -> None:
+        """Bring it into being; the second time nothing happens."""
+        match part:
+            case Namespace():
+                self._make_namespace(part)
+            case Leg():
+                self._links.make(part)
+                self._forget_port(part.port)
+            case LanLeg() | Tun() | Address() | Up() | Route() | Rule() | Forwarding():
+                self._links.make(part)
+            case NftTable():
+                self._tables.write(part)
+            case DockerRule():
+                self._tables.make_docker_rule(part)
+            case PortRow():
+                self._put_port(part)
+            case FarEnd(port, far):
+                ends = self._port_index(port), self._port_index(far)
+                self._in_panel(lambda: self._opened().put_far(*ends))
+            case WireTuple():
+                self._opened().put_wires([self._wire(part)])
+            case ClientPolicy():
+                self._opened().put_policy(part)
+            case PortFilter(port):
+                self._attach(port)
+            case TunFilter(ns, link, address):
+                self.namespaces.call(ns, lambda: attach_tun(TUN_OBJECT, _index(link), address))
+            case KernelWireGuard(ns, link, mtu):
+                self.namespaces.call(ns, lambda: create_device(link, mtu))
+            case Client():
+                self._clients.start(self._client(part))
+            case TunnelConfig(name, ns, link):
+                self._configure_tunnel(name, ns, link)
+            case ForeignLink():
+                raise AssertionError("nobody wants a foreign link")
+
+    def change(self, old: Part, new: Part) -> None:
+        match old, new:
+            case ((Namespace() | Leg() | Tun()), (Namespace() | Leg() | Tun())):
+                self._links.change(old, new)
+            case WireTuple(), WireTuple():
+                self._opened().put_wires([self._wire(new)])
+            case _:
+                # Rows, tables, filters and configurations are replaced by being written.
+                self.make(new)
+
+    def remove(self, part: Part) -> None:
+        """Take it away; nothing happens when it is not there."""
+        match part:
+            case Leg():
+                self._forget_port(part.port)
+                self._links.remove(part)
+            case Namespace(name):
+                self._links.remove(part)
+                self._tables.forget(name)
+            case LanLeg() | Tun() | Address() | Up() | Route() | Rule() | Forwarding():
+                self._links.remove(part)
+            case ForeignLink():
+                self._links.remove(part)
+            case KernelWireGuard(ns, link):
+                self._links.remove(ForeignLink(ns, link, "wireguard"))
+            case NftTable():
+                self._tables.remove(part)
+            case DockerRule():
+                self._tables.remove_docker_rule(part)
+            case PortRow(port):
+                self._opened().remove_port(self._port_index(port))
+            case FarEnd(port):
+                self._in_panel(lambda: self._opened().remove_far(self._port_index(port)))
+            case WireTuple():
+                self._opened().remove_wires([self._wire(part)])
+            case ClientPolicy(scope):
+                self._opened().remove_policy(scope)
+            case PortFilter(port):
+                index = self._port_index(port)
+                self._in_panel(lambda: self._opened().detach(index))
+            case Client(name):
+                self._clients.stop(name)
+            case TunFilter() | TunnelConfig():
+                pass  # They go with the device and with the client.
+
+    def clean(self, name: str, number: int, *, last: bool) -> None:
+        """After the last part: rows of ports that are no more, and with the last chain the maps."""
+        with self._lock:
+            self._chains.pop(name, None)
+            for client in [key for key in self._configs if key.startswith(f"{name}.")]:
+                del self._configs[client]
+            if last:
+                self._drop_filter()
+                remove_pins(self._settings.bpf_dir)
+                unmount_bpffs(self._settings.bpf_dir)
+
+    # The gate.
+
+    def gate_until(self, number: int) -> int:
+        """Boot time in nanoseconds until which the chain's gate is open; 0: it is shut."""
+        with self._lock:
+            index = self._ports().get(f"c{number}-gw")
+            if index is None or self._filter is None:
+                return self._opened().gates().get(index, 0) if index else 0
+            return self._filter.gates().get(index, 0)
+
+    def open_gate(self, chain: Chain, until_boot_ns: int) -> None:
+        """Both copies: in the filter, and in the gateway's nft table."""
+        index = self._port_index(chain.gateway_port)
+        with self._lock:
+            self._tables.open_gate(chain.gateway, until_boot_ns)
+            self._opened().open_gate(index, until_boot_ns)
+
+    def close_gate(self, name: str, number: int) -> None:
+        """Both copies; each is tried whatever becomes of the other."""
+        with self._lock:
+            index = self._ports().get(f"c{number}-gw")
+            try:
+                if index is not None:
+                    self._opened().close_gate(index)
+            finally:
+                self._tables.close_gate(NsName(f"{name}.gateway"))
+
+    def tunnel_status(self, chain: Chain, hop: Hop) -> WireGuardStatus | None:
+        """What the engine says of the hop's tunnel; None when it does not answer."""
+        tunnel = hop.tunnel
+        name = chain.client_name(hop, tunnel.slot)
+        with suppress(ChainctlError):
+            return self._device(name, chain.namespace(hop), tunnel.slot.link, tunnel.engine).read()
+        return None
+
+    # Between the drivers.
+
+    def _make_namespace(self, part: Namespace) -> None:
+        if part.name == PANEL and self.namespaces.inode(PANEL) is None:
+            # A new panel counts its links from 1 again: old rows must not speak of new ports.
+            with self._lock:
+                self._drop_filter()
+                remove_pins(self._settings.bpf_dir)
+        self._links.make(part)
+
+    def _opened(self) -> PanelFilter:
+        with self._lock:
+            if self._filter is None:
+                mount_bpffs(self._settings.bpf_dir)
+                self._filter = PanelFilter.open(IDENTITY_OBJECT, self._settings.bpf_dir)
+            return self._filter
+
+    def _replace_filter_without_pins(self) -> None:
+        """What is attached goes on without pins, by its old rows: shut it, load a new one."""
+        with self._lock:
+            table = self._opened()
+            if not table.pins_whole():
+                for index in table.gates():
+                    table.close_gate(index)
+                self._drop_filter()
+                mount_bpffs(self._settings.bpf_dir)
+                remove_pins(self._settings.bpf_dir)
+
+    def _drop_filter(self) -> None:
+        if self._filter is not None:
+            self._filter.close()
+            self._filter = None
+
+    def _put_port(self, part: PortRow) -> None:
+        index = self._port_index(part.port)
+        gate = self._port_index(part.gate) if part.gate else 0
+        identity = _FIRST_PORT_IDENTITY + index
+        self._opened().put_port(
+            index, Port(identity, part.address, part.far_mtu, part.mode, part.scope, gate)
+        )
+
+    def _attach(self, port: PortName) -> None:
+        index = self._port_index(port)
+
+        def attach() -> None:
+            table = self._opened()
+            table.remove_foreign_filters(index)
+            table.attach(index)
+            if not table.attached(index):
+                raise MendHost(
+                    "C323",
+                    f"something else judges packets before the filter on {port}:"
+                    f" {', '.join(table.foreign_filters(index))}",
+                    hint="detach it",
+                )
+
+        self._in_panel(attach)
+
+    def _forget_port(self, port: PortName) -> None:
+        """No row may speak of this index: neither of a link that goes nor of one just made."""
+        index = self._ports().get(port)
+        if index is None:
+            return
+        with self._lock:
+            table = self._opened()
+            table.close_gate(index)
+            table.remove_port(index)
+            self._in_panel(lambda: table.remove_far(index))
+            table.remove_wires([wire for wire in table.wires() if wire.ifindex == index])
+
+    def _wire(self, part: WireTuple) -> WireRow:
+        return WireRow(
+            self._port_index(part.port),
+            part.source,
+            part.source_port,
+            part.destination,
+            part.destination_port,
+            part.protocol,
+            part.fragments,
+        )
+
+    def _client(self, part: Client) -> ClientSpec:
+        image = self.image()
+        return wireguard_client(
+            part.name,
+            netns=self.namespaces.path(part.ns),
+            link=part.link,
+            uid=part.uid,
+            image=part.image,
+            root=image.root,
+            program=image.entrypoint[0],
+        )
+
+    def _configure_tunnel(self, name: str, ns: NsName, link: str) -> None:
+        engine = self._chains[name.partition(".")[0]].hops[0].tunnel.engine
+        self._device(name, ns, link, engine).configure(self._configs[name])
+
+    def _device(self, name: str, ns: NsName, link: str, engine: Engine) -> WireGuardDevice:
+        if engine is Engine.KERNEL:
+            return KernelDevice(link, partial(self.namespaces.call, ns))
+        spec = self._client(Client(name, ns, link, 0, ""))
+        return WireGuardGo(self._clients.control_socket(spec))
+
+    def _ports(self) -> dict[str, int]:
+        """Index by name of everything in the panel; empty when there is none."""
+        if self.namespaces.inode(PANEL) is None:
+            return {}
+        return self._in_panel(lambda: {name: index for index, name in socket.if_nameindex()})
+
+    def _port_index(self, port: PortName) -> int:
+        index = self._ports().get(port)
+        if index is None:
+            raise MendHost("C324", f"the wire's end {port} is missing", hint="chainctl up")
+        return index
+
+    def _in_panel(self, work: Callable[[], T]) -> T:
+        return self.namespaces.call(PANEL, work)
+
+
+def _policy_of(chain: Chain, scope: int) -> ClientPolicy | None:
+    policies = [part for part in layout(chain) if isinstance(part, ClientPolicy)]
+    return next((policy for policy in policies if policy.scope == scope), None)
+
+
+def _index(link: str) -> int:
+    return socket.if_nametoindex(link)
+
+
+def _tun_filter(link: str) -> IPv4Address | None:
+    return tun_attached(_index(link))

@@ -1,0 +1,98 @@
+"""What `chainctl status` says, as plain facts (docs/json.md lists them)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from chainctl.host import clock
+from chainctl.model.chain import Chain, Engine, Hop
+from chainctl.store.journal import Wanted
+from chainctl.supervisor.machine import Machine
+from chainctl.supervisor.sniffer import Reading
+from chainctl.supervisor.worker import FRESH, State, Worker
+
+_VIA = {Engine.USERSPACE: "wireguard-go", Engine.KERNEL: "wireguard (kernel)"}
+
+
+def describe(wanted: Wanted, worker: Worker | None, machine: Machine) -> dict[str, Any]:
+    """Times are seconds; `null` where something was never seen."""
+    state = worker.state if worker else State()
+    readings = worker.readings() if worker else {}
+    now = clock.boot_seconds()
+    is_open = machine.gate_until(wanted.number) > clock.boot_ns()
+    chain = state.chain
+    facts: dict[str, Any] = {
+        "chain": wanted.name,
+        "file": str(wanted.file),
+        "posture": "open" if is_open else "closed",
+        "proved_seconds_ago": round(now - state.proved_at, 3) if state.proved_at else None,
+        "why_closed": None if is_open else _why(wanted, state, chain, readings, now),
+        "mtu": chain.mtu if chain else None,
+        "hops": _hops(chain, readings, now) if chain else [],
+        "repairs": list(state.repairs),
+    }
+    return facts
+
+
+def _why(
+    wanted: Wanted,
+    state: State,
+    chain: Chain | None,
+    readings: dict[str, Reading],
+    now: float,
+) -> dict[str, Any]:
+    """The one reason that has to go first."""
+    if wanted.closed:
+        return {"code": "N502", "text": "shut by hand", "hint": f"chainctl open {wanted.name}"}
+    if state.problem is not None:
+        problem = state.problem
+        return {"code": problem.code, "text": str(problem), "hint": problem.hint}
+    for hop in chain.hops if chain else ():
+        reading = readings.get(hop.name, Reading())
+        if now - reading.last_heard >= FRESH:
+            text = f"nothing leaves until {hop.name} answers"
+            return {"code": "C410", "text": text, "hint": "chainctl doctor"}
+    return {"code": "N503", "text": "not proved yet", "hint": ""}
+
+
+def _hops(chain: Chain, readings: dict[str, Reading], now: float) -> list[dict[str, Any]]:
+    """Outside-in: the lowest-numbered silent hop is at fault, the ones inside it wait."""
+    entries, fault = [], None
+    for hop in chain.hops:
+        reading = readings.get(hop.name, Reading())
+        silent = now - reading.last_heard >= FRESH
+        verdict = "ok" if not silent else "fault" if fault is None else "waiting"
+        entry = _hop(chain, hop, reading, verdict, now)
+        if silent and fault is None:
+            fault = hop
+            outer = chain.hops[hop.number - 2].name if hop.number > 1 else ""
+            entry["evidence"] = _silence(reading, now) + (f"; {outer} is fine" if outer else "")
+        elif silent and fault is not None:
+            entry["evidence"] = f"on {fault.name}"
+        entries.append(entry)
+    return entries
+
+
+def _silence(reading: Reading, now: float) -> str:
+    if not reading.last_heard:
+        return f"{reading.unanswered} sent, nothing heard yet"
+    return f"{reading.unanswered} sent, 0 heard for {now - reading.last_heard:.1f} s"
+
+
+def _hop(chain: Chain, hop: Hop, reading: Reading, verdict: str, now: float) -> dict[str, Any]:
+    lost = reading.sent - reading.heard
+    return {
+        "hop": hop.name,
+        "number": hop.number,
+        "server": hop.tunnel.server,
+        "endpoint": f"{hop.tunnel.endpoint}:{hop.tunnel.endpoint_port}",
+        "via": _VIA[hop.tunnel.engine],
+        "verdict": verdict,
+        "evidence": "",
+        "rtt_ms": round(reading.rtt * 1000, 1) if reading.rtt else None,
+        "sent": reading.sent,
+        "heard": reading.heard,
+        "loss_percent": round(100 * lost / reading.sent, 1) if reading.sent > 20 else None,
+        "heard_seconds_ago": round(now - reading.last_heard, 3) if reading.last_heard else None,
+        "mtu": chain.tunnel_mtu(hop, hop.tunnel),
+    }

@@ -1,0 +1,112 @@
+"""All chains of this machine: one worker each, and what they share."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+from chainctl.errors import RefusedByPolicy
+from chainctl.settings import Settings
+from chainctl.spec.chain_file import load_chain_file
+from chainctl.store.journal import Journal
+from chainctl.supervisor.crash import CrashPoints
+from chainctl.supervisor.execute import Progress
+from chainctl.supervisor.machine import Machine
+from chainctl.supervisor.sniffer import Sniffer
+from chainctl.supervisor.status import describe
+from chainctl.supervisor.worker import Worker
+
+
+class Supervisor:
+    """Safe to call from several threads. `close` leaves every chain as it is."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._journal = Journal(settings.journal_path)
+        self._machine = Machine(settings)
+        self._sniffer = Sniffer(self._machine.namespaces)
+        self._crash = CrashPoints()
+        self._workers: dict[str, Worker] = {}
+        self._lock = threading.Lock()
+
+    def adopt_all(self) -> None:
+        """Take over the chains that were wanted when the last supervisor ended."""
+        for wanted in self._journal.chains():
+            if wanted.up:
+                self._worker(wanted.name).adopt()
+
+    def close(self) -> None:
+        for worker in self._workers.values():
+            worker.stop()
+        self._sniffer.close()
+        self._machine.close()
+        self._journal.close()
+
+    def up(self, file: Path, progress: Progress) -> str:
+        """Bring the chain of `file` up; returns its name."""
+        name = load_chain_file(file).name
+        self._worker(name).up(file, progress)
+        self._journal.flush()
+        return name
+
+    def down(self, name: str, progress: Progress) -> None:
+        """Idempotent: a chain that is not there leaves nothing to do."""
+        with self._lock:
+            worker = self._workers.pop(name, None)
+        worker = worker or self._new_worker(name)
+        try:
+            worker.down(progress)
+        finally:
+            worker.stop()
+            self._journal.flush()
+
+    def close_gate(self, name: str) -> None:
+        self._existing(name).close()
+
+    def open_gate(self, name: str, progress: Progress) -> None:
+        self._existing(name).open(progress)
+
+    @property
+    def idle(self) -> bool:
+        """No chain is wanted."""
+        return not any(chain.up for chain in self._journal.chains())
+
+    def plan(self, file: Path) -> dict[str, Any]:
+        """What `up` would do with `file`; nothing is changed."""
+        spec = load_chain_file(file)
+        return self._worker(spec.name).preview(file)
+
+    def names(self) -> list[str]:
+        """Chains that are wanted, and those that something is left of."""
+        wanted = [chain.name for chain in self._journal.chains() if chain.up]
+        return sorted({*wanted, *self._machine.chains_found()})
+
+    def status(self, name: str = "") -> list[dict[str, Any]]:
+        """The facts `chainctl status` prints, one entry a chain."""
+        entries = []
+        for wanted in self._journal.chains():
+            if wanted.up and name in ("", wanted.name):
+                worker = self._workers.get(wanted.name)
+                entries.append(describe(wanted, worker, self._machine))
+        return entries
+
+    def _existing(self, name: str) -> Worker:
+        wanted = self._journal.chain(name)
+        if wanted is None or not wanted.up:
+            raise RefusedByPolicy("C501", f"the chain {name} is not up", hint="chainctl up")
+        return self._worker(name)
+
+    def _worker(self, name: str) -> Worker:
+        with self._lock:
+            if name not in self._workers:
+                self._workers[name] = self._new_worker(name)
+            return self._workers[name]
+
+    def _new_worker(self, name: str) -> Worker:
+        return Worker(
+            name,
+            machine=self._machine,
+            journal=self._journal,
+            sniffer=self._sniffer,
+            crash=self._crash,
+        )
