@@ -82,8 +82,7 @@ class _Kept:
 class Namespaces:
     """The namespaces pinned below the directory `pins`. Safe to use from any thread.
 
-    Whoever makes it closes it; `close` keeps the namespaces and ends the thread, the kept
-    descriptors and the helper process.
+    Whoever makes it closes it, after the last call.
     """
 
     def __init__(self, pins: Path) -> None:
@@ -95,6 +94,7 @@ class Namespaces:
         self._starting = threading.Lock()
         self._maker = _Maker()
         self._host = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        self._host_stat = os.fstat(self._host)
 
     def call(self, ns: str, work: Callable[[], T]) -> T:
         """Run `work` inside `ns` and return what it returns, or raise what it raises.
@@ -170,19 +170,22 @@ class Namespaces:
         except OSError:
             return None
         # All namespaces are files of one nsfs, so anything on another device is no pin.
-        return pin.st_ino if pin.st_dev == os.fstat(self._host).st_dev else None
+        return pin.st_ino if pin.st_dev == self._host_stat.st_dev else None
 
     def path(self, name: str) -> Path:
         """The pin, for those who are told a namespace by path (runc's config.json)."""
         return self._pins / name
 
     def close(self) -> None:
-        """End the thread and release what is kept. Another `call` would start it again."""
+        """End the thread and release what is kept; the namespaces stay."""
         with self._starting:
             if self._thread is not None:
                 self._queue.put(None)
                 self._thread.join()
                 self._thread = None
+            if self._host >= 0:
+                os.close(self._host)
+                self._host = -1
 
     def __enter__(self) -> Namespaces:
         return self
@@ -236,7 +239,7 @@ class Namespaces:
 
     def _keep(self, ns: str) -> _Kept:
         """The pin is looked at each time: somebody may have replaced it by another."""
-        inode = os.fstat(self._host).st_ino if ns == _HOST else self.inode(ns)
+        inode = self._host_stat.st_ino if ns == _HOST else self.inode(ns)
         kept = self._kept.get(ns)
         if kept is None or kept.inode != inode:
             self._forget(ns)

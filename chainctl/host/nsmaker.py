@@ -30,12 +30,21 @@ def main() -> None:
     with socket.socket(fileno=0) as door:
         while door.recv(1):
             try:
-                namespace = _make()
-            except OSError as error:
-                door.send(str(error.errno).encode())
-                continue
-            socket.send_fds(door, [b"ok"], [namespace])
-            os.close(namespace)
+                _answer(door)
+            except BrokenPipeError:
+                return
+
+
+def _answer(door: socket.socket) -> None:
+    try:
+        namespace = _make()
+    except OSError as error:
+        door.send(str(error.errno).encode())
+        return
+    try:
+        socket.send_fds(door, [b"ok"], [namespace])
+    finally:
+        os.close(namespace)
 
 
 def _make() -> int:
