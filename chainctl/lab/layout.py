@@ -128,6 +128,8 @@ class Place:
     routes: tuple[str, ...] = ()
     nft: str = ""
     bridge: bool = False
+    sets_df: bool = True
+    """Its own packets may not be fragmented on their way, as is the default of Linux."""
 
 
 @dataclass(frozen=True)
@@ -245,7 +247,9 @@ def _server_place(server: ServerPlan) -> Place:
     """It masquerades its clients, also towards other servers, so that tunnels nest.
 
     DNS asked at its address in the tunnel goes to the target, which therefore sees the
-    question come from this server.
+    question come from this server. What it encrypts goes out without DF, as from the kernel's
+    WireGuard, which providers run (drivers/net/wireguard/socket.c): with DF, the first large
+    answer through an outer tunnel would be lost.
     """
     asked = f'iifname "wg0" ip daddr {server.tunnel.ip} meta l4proto {{ tcp, udp }} th dport 53'
     rules = f"""
@@ -260,7 +264,8 @@ table ip lab {{
     }}
 }}
 """
-    return Place(server.name, True, (f"default via {server.gateway.ip}",), rules)
+    route = f"default via {server.gateway.ip}"
+    return Place(server.name, True, (route,), rules, sets_df=False)
 
 
 def _first_of(interface: IPv4Interface) -> IPv4Interface:

@@ -179,6 +179,7 @@ def _harden(place: Place) -> str:
         "ipv4/conf/all/send_redirects": 0,
         "ipv4/conf/default/send_redirects": 0,
         "ipv4/ip_forward": int(place.forwards),
+        "ipv4/ip_no_pmtu_disc": int(not place.sets_df),
     }
     return "".join(f"echo {value} > /proc/sys/net/{key}\n" for key, value in settings.items())
 

@@ -24,6 +24,9 @@ READY = 3
 _START_SECONDS = 10.0
 _END_SECONDS = 10.0
 
+_children: set[Process] = set()
+"""Whose end this process has to take note of. Others are the business of who started them."""
+
 
 @dataclass(frozen=True)
 class Process:
@@ -59,8 +62,9 @@ class Process:
         self.signal(signal.SIGKILL)
         if not self.wait(_END_SECONDS):
             raise MendHost("C606", f"process {self.pid} does not end")
-        with contextlib.suppress(ChildProcessError):
-            os.waitpid(self.pid, os.WNOHANG)  # Where it is a child of ours, take note.
+        if self in _children:
+            _children.discard(self)
+            os.waitpid(self.pid, 0)
 
     @contextlib.contextmanager
     def _pidfd(self) -> Iterator[int | None]:
@@ -96,7 +100,9 @@ def spawn(argv: Sequence[str], log_path: Path, *, ready: int | None = None) -> P
         setsigdef=[signal.SIGPIPE, signal.SIGINT],
         setsigmask=[],
     )
-    return Process(pid, _start_of(pid) or 0)
+    process = Process(pid, _start_of(pid) or 0)
+    _children.add(process)
+    return process
 
 
 def spawn_and_wait(what: str, argv: Sequence[str], log_path: Path) -> Process:
