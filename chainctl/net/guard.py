@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv4Network
 
-from chainctl.model.chain import Chain, Engine, Hop, Tunnel
+from chainctl.model.chain import Chain, Engine, Hop, Slot, Tunnel
 from chainctl.model.parts import TCP
 
 TABLE = "chainctl"
@@ -111,7 +111,7 @@ def render_exit(chain: Chain) -> str:
         _chain("forward", "filter", "forward", 0, forward),
         _chain("input", "filter", "input", 0, _hop_input(chain, hop)),
         _chain("output", "filter", "output", 0, _hop_output(chain, hop)),
-        _chain("masquerade", "nat", "postrouting", 100, masquerade, ends="accept"),
+        _chain("nat", "nat", "postrouting", 100, masquerade, ends="accept"),
     )
 
 
@@ -190,7 +190,7 @@ def render_host(chain: Chain) -> str:
         _chain("input", "filter", "input", -10, [f'iifname "{ours}" drop'], ends="accept"),
         _chain("output", "filter", "output", -10, [f'oifname "{ours}" drop'], ends="accept"),
         _chain(
-            "masquerade",
+            "nat",
             "nat",
             "postrouting",
             100,
@@ -261,6 +261,8 @@ def _hop_input(chain: Chain, hop: Hop) -> list[str]:
 
 def _hop_output(chain: Chain, hop: Hop) -> list[str]:
     rules = []
+    # The supervisor's uid has no name in the hop's user namespace, hence "none of the clients".
+    clients = ", ".join(str(chain.uid(hop, slot)) for slot in Slot)
     for tunnel, match in zip(hop.tunnels, _outer_departures(chain, hop), strict=True):
         # The kernel's own WireGuard socket has no owner to ask for.
         owner = (
@@ -271,7 +273,7 @@ def _hop_output(chain: Chain, hop: Hop) -> list[str]:
         rules.append(f"{match}{owner} accept")
         rules.append(
             f'oifname "{tunnel.slot.link}" ip saddr {tunnel.address}'
-            " icmp type echo-request meta skuid 0 accept"
+            f" icmp type echo-request meta skuid != {{ {clients} }} accept"
         )
     return rules
 
