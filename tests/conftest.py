@@ -6,6 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# How long one example takes says more about the machine's load than about the code.
+settings.register_profile("chainctl", deadline=None)
+settings.load_profile("chainctl")
 
 Golden = Callable[[Path, str], None]
 

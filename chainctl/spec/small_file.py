@@ -22,13 +22,16 @@ def read_small_file(path: Path, limit: int) -> bytes:
         raise UnreadableFile(f"cannot be read: {error.strerror}") from None
     except ValueError:
         raise UnreadableFile("is not a possible file name") from None
-    with os.fdopen(fd, "rb") as file:
+    try:
         mode = os.fstat(fd).st_mode
         if stat.S_ISDIR(mode):
             raise UnreadableFile("is a directory, a file was expected")
         if not stat.S_ISREG(mode):
             raise UnreadableFile("is not a regular file")
-        content = file.read(limit + 1)
+        with os.fdopen(fd, "rb", closefd=False) as file:
+            content = file.read(limit + 1)
+    finally:
+        os.close(fd)
     if len(content) > limit:
         raise UnreadableFile(f"is larger than {limit // 1024} KiB")
     return content

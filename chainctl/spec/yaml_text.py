@@ -169,7 +169,8 @@ class _Builder:
             self._flaw(
                 event,
                 "C108",
-                f"{quote(f'*{event.anchor}')} names nothing that was written before it",
+                "a word that begins with `*` repeats what `&` has named, and nothing is named "
+                f"{quote(event.anchor)}; a pattern needs quotes, or `./` before it",
             )
         self._put(self.anchors.get(event.anchor), event)
 

@@ -1,0 +1,55 @@
+"""Profiles and chain files for tests, with made-up keys."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from chainctl.errors import Complaint, MendFile
+from chainctl.spec.model import WireGuardProfile
+from chainctl.spec.wireguard_profile import parse_wireguard_profile
+
+_T = TypeVar("_T")
+
+
+def outcome(read: Callable[[], _T]) -> _T | tuple[Complaint, ...]:
+    """What was read, or the complaints about it."""
+    try:
+        return read()
+    except MendFile as error:
+        return error.complaints
+
+
+def key(word: str) -> str:
+    return base64.b64encode(hashlib.sha256(word.encode()).digest()).decode()
+
+
+PRIVATE, PUBLIC, SHARED = key("private"), key("public"), key("shared")
+
+
+def profile_text(
+    *,
+    address: str = "10.64.0.2/32",
+    dns: str = "10.64.0.1",
+    endpoint: str = "192.0.2.10:51820",
+    interface: str = "",
+    peer: str = "",
+) -> str:
+    return (
+        f"[Interface]\nPrivateKey = {PRIVATE}\nAddress = {address}\nDNS = {dns}\n{interface}\n"
+        f"[Peer]\nPublicKey = {PUBLIC}\nAllowedIPs = 0.0.0.0/0\nEndpoint = {endpoint}\n{peer}\n"
+    )
+
+
+def profile(name: str = "server", **parts: str) -> WireGuardProfile:
+    return parse_wireguard_profile(profile_text(**parts), Path(f"{name}.conf"))
+
+
+def chain_text(
+    *, lan: str = "192.168.10.254/24", hops: int = 1, servers: str = "./*.conf", more: str = ""
+) -> str:
+    listed = "".join(f"  - {{name: hop{n}, servers: {servers}}}\n" for n in range(1, hops + 1))
+    return f"chain: home\nlan: {{interface: eth1, address: {lan}}}\nhops:\n{listed}{more}"

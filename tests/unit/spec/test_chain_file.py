@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from chainctl.errors import MendFile
+from chainctl.model.parts import LanMode
+from chainctl.spec.chain_file import LARGEST, load_chain_file, parse_chain_file
+from chainctl.spec.model import ChainSpec
+from chainctl.spec.pool import LARGEST_POOL
+from tests.unit.spec.builders import chain_text, outcome, profile_text
+
+EXAMPLES = sorted((Path(__file__).parents[3] / "examples").glob("*.yaml"))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "se-1.conf").write_text(profile_text())
+    (tmp_path / "se-2.conf").write_text(profile_text(endpoint="se-2.example:51820"))
+    return tmp_path
+
+
+def _codes(text: str, folder: Path) -> list[str]:
+    with pytest.raises(MendFile) as caught:
+        parse_chain_file(text, folder / "chain.yaml")
+    return [complaint.code for complaint in caught.value.complaints]
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_examples(path: Path) -> None:
+    spec = load_chain_file(path)
+    assert spec.name == "home"
+    assert spec.lan.address == IPv4Interface("192.168.10.254/24")
+    assert all(hop.pool for hop in spec.hops)
+
+
+def test_there_are_examples() -> None:
+    assert {path.stem for path in EXAMPLES} == {"home", "every-key"}
+
+
+def test_defaults(folder: Path) -> None:
+    spec = parse_chain_file(chain_text(), folder / "chain.yaml")
+    assert spec.lan.mode is None
+    assert spec.wan.interface is None
+    assert spec.dns_upstream is None
+    assert spec.wires == IPv4Network("198.19.0.0/16")
+    assert [profile.name for profile in spec.hops[0].pool] == ["se-1", "se-2"]
+    assert spec.hops[0].line == 4
+
+
+def test_every_key(folder: Path) -> None:
+    more = (
+        "wan: {interface: eth0, mode: nat}\ndns: {upstream: 9.9.9.9}\n"
+        "wires: {network: 10.99.0.0/20}\n"
+    )
+    text = chain_text(more=more).replace("/24}", "/24, mode: bridge}")
+    spec = parse_chain_file(text, folder / "chain.yaml")
+    assert spec.lan.mode is LanMode.BRIDGE
+    assert spec.wan.interface == "eth0"
+    assert spec.dns_upstream == IPv4Address("9.9.9.9")
+    assert spec.wires == IPv4Network("10.99.0.0/20")
+
+
+def test_an_anchor_may_be_used_again(folder: Path) -> None:
+    text = chain_text(hops=2).replace("servers: *.conf", "servers: &all '*.conf'", 1)
+    text = text.replace("servers: *.conf", "servers: *all")
+    spec = parse_chain_file(text, folder / "chain.yaml")
+    assert spec.hops[0].pool == spec.hops[1].pool
+
+
+def test_a_server_may_stand_in_several_hops_but_once_in_each(folder: Path) -> None:
+    servers = "[se-1.conf, ./se-1.conf, '*.conf']"
+    spec = parse_chain_file(chain_text(hops=2, servers=servers), folder / "chain.yaml")
+    assert [len(hop.pool) for hop in spec.hops] == [2, 2]
+
+
+def test_the_same_text_gives_an_equal_value(folder: Path) -> None:
+    one = parse_chain_file(chain_text(), folder / "chain.yaml")
+    other = parse_chain_file("# moved\n" + chain_text(), folder / "chain.yaml")
+    assert one == other
+    assert hash(one) == hash(other)
+
+
+def test_an_exit_needs_a_resolver(folder: Path) -> None:
+    (folder / "mute.conf").write_text(profile_text().replace("DNS = 10.64.0.1\n", ""))
+    assert _codes(chain_text(servers="mute.conf"), folder) == ["C122"]
+    named = chain_text(servers="mute.conf", more="dns: {upstream: 9.9.9.9}\n")
+    assert parse_chain_file(named, folder / "chain.yaml").dns_upstream == IPv4Address("9.9.9.9")
+
+
+def test_complaints_of_file_and_profiles_come_together(folder: Path) -> None:
+    (folder / "se-2.conf").write_text(profile_text(interface="PostUp = true", endpoint="x"))
+    text = chain_text(lan="192.168.10.0/24", hops=2, more="policy: {}\n")
+    codes = _codes(text, folder)
+    assert sorted(set(codes)) == ["C105", "C112", "C203", "C208"]
+
+
+@pytest.mark.parametrize("kind", ["missing", "directory", "large", "latin-1"])
+def test_what_is_no_chain_file(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "chain.yaml"
+    match kind:
+        case "directory":
+            path.mkdir()
+        case "large":
+            path.write_bytes(chain_text().encode() + b"#" * LARGEST)
+        case "latin-1":
+            path.write_bytes("# Zürich".encode("latin-1"))
+    with pytest.raises(MendFile) as caught:
+        load_chain_file(path)
+    assert [complaint.code for complaint in caught.value.complaints] == ["C101"]
+
+
+def test_a_pattern_gone_wrong(folder: Path) -> None:
+    for number in range(LARGEST_POOL):
+        (folder / f"{number}.conf").touch()
+    assert _codes(chain_text(), folder) == ["C117"]
+
+
+_VOCABULARY = (
+    "chain lan hops wan dns wires interface address mode name servers upstream network nat"
+    " home eth1 192.168.10.254/24 *.conf se-1.conf vault policy ~ true 3 0x1F .nan"
+)
+_WORDS = st.sampled_from(_VOCABULARY.split())
+_TREES = st.recursive(
+    _WORDS,
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3).map(lambda items: f"[{', '.join(items)}]"),
+        st.lists(st.tuples(_WORDS, inner), max_size=4).map(
+            lambda pairs: "{" + ", ".join(f"{key}: {value}" for key, value in pairs) + "}"
+        ),
+    ),
+    max_leaves=8,
+)
+_FILES = st.one_of(
+    st.text(max_size=200),
+    st.text(alphabet=":-{}[]&*!|>'\"%@`#,? \n\tab1<~\\", max_size=80),
+    st.lists(st.tuples(_WORDS, _TREES), max_size=6).map(
+        lambda pairs: "\n".join(f"{key}: {value}" for key, value in pairs)
+    ),
+    st.tuples(st.just(chain_text()), st.text(max_size=30)).map("".join),
+)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=300)
+@given(text=_FILES)
+@example(text='chain: "\\ud800"\nhops: [{servers: "\\ud800*"}]')
+@example(text="hops: [{servers: '[z-a]*'}]")
+@example(text="? [a]\n: b")
+@example(text="&a [*a]")
+@example(text="hops: &a [*a]")
+@example(text="[" * 2000)
+def test_any_text_gives_a_chain_or_complaints(folder: Path, text: str) -> None:
+    found = outcome(lambda: parse_chain_file(text, folder / "chain.yaml"))
+    if isinstance(found, ChainSpec):
+        return
+    assert found
+    assert all(complaint.line >= 1 and complaint.column >= 1 for complaint in found)
+    assert all(str(complaint).encode() for complaint in found), "can be printed"
