@@ -107,7 +107,8 @@ class Capture:
             status, frames, _, length = _BLOCK.unpack_from(self._ring, start + 8)
             if not status & _STATUS_USER:
                 return
-            self._keep(self._ring[start : start + length])
+            with memoryview(self._ring)[start : start + length] as block:
+                self._keep(block)
             self.frames_received += frames
             struct.pack_into("=I", self._ring, start + 8, 0)
             self._block = (self._block + 1) % self._blocks
@@ -208,7 +209,7 @@ class Capture:
         order = struct.pack("=H6xQ", 1, ctypes.addressof(program))
         self._socket.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, order)
 
-    def _keep(self, block: bytes) -> None:
+    def _keep(self, block: memoryview) -> None:
         """Append a whole block, or raise and leave what is there."""
         if os.pwrite(self._spool.fileno(), block, self._spooled) != len(block):
             raise OSError(errno.ENOSPC, "the captured frames do not fit on the disk")

@@ -15,6 +15,7 @@ while traffic flows: see `capture`. `docs/leak-oracle.md` is the guide.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import secrets
 import subprocess
@@ -65,8 +66,8 @@ class Sending:
         assert process.stdout is not None
         self._first_line = process.stdout.readline()
 
-    def wait(self, timeout: float = 60.0) -> Emission:
-        """Returns when all are sent; the second time at once."""
+    def wait(self, timeout: float = 660.0) -> Emission:
+        """Returns when all are sent, which takes ten minutes at most; the second time at once."""
         if self.process.returncode is None:
             try:
                 rest, complaints = self.process.communicate(timeout=timeout)
@@ -80,7 +81,7 @@ class Sending:
         """Send no more."""
         if self.process.poll() is None:
             self.process.terminate()
-        return self.wait()
+        return self.wait(10.0)
 
     def _note(self, output: str, complaints: str) -> None:
         *_, last = output.splitlines() or [""]
@@ -203,8 +204,10 @@ class Oracle:
             text=True,
         )
         assert process.stdin is not None
-        process.stdin.write(json.dumps(order.spelled(canary, who)) + "\n")
-        process.stdin.flush()
+        # A sender that could not start says so when it is waited for.
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.write(json.dumps(order.spelled(canary, who)) + "\n")
+            process.stdin.flush()
         self._sendings[title] = Sending(emission, process)
         return self._sendings[title]
 

@@ -7,6 +7,7 @@ about to go out, and a report as its last line. SIGTERM ends it early, with a re
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import fcntl
@@ -117,11 +118,17 @@ def _tcp(order: dict[str, Any], errors: list[str]) -> int:
         client.setblocking(False)
         line = len(_numbered(order, 0)) + 1
         written = 0
+        rest = b""
         try:
-            for number in _ticks(order["count"], order["rate"]):
-                written += client.send(_numbered(order, number) + b"\n")
+            for _ in _ticks(order["count"], order["rate"]):
+                # A full buffer delays lines, it never leaves one out or cuts it.
+                rest = rest or _numbered(order, written // line) + b"\n"
+                with contextlib.suppress(BlockingIOError):
+                    taken = client.send(rest)
+                    written += taken
+                    rest = rest[taken:]
                 _discard_answers(client)
-        except OSError as error:  # Reset, or the buffer is full: no more will go out.
+        except OSError as error:
             errors.append(str(error))
         waiting = _settle(client)
         # Close by a reset: a line that is still in the buffer must not go out uncounted.
@@ -130,11 +137,9 @@ def _tcp(order: dict[str, Any], errors: list[str]) -> int:
 
 
 def _discard_answers(client: socket.socket) -> None:
-    try:
+    with contextlib.suppress(BlockingIOError):
         while client.recv(1 << 16):
             pass
-    except BlockingIOError:
-        pass
 
 
 def _settle(client: socket.socket) -> int:
