@@ -104,7 +104,8 @@ def answer(running: Supervisor, request: Facts, send: Send) -> Any:
             name = running.up(Path(file), progress)
             return running.status(name)
         case {"do": "down", "chains": list(names)}:
-            for name in names or running.names():
+            names = names or running.names()
+            for name in names:
                 running.down(name, progress)
             return names
         case {"do": "close", "chain": str(name)}:

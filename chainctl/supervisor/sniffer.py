@@ -239,7 +239,11 @@ class Sniffer:
     def _heard(self, watch: _Watch, sequence: int) -> None:
         if sequence not in watch.pending:
             return
-        sent_at, question, size = watch.pending.pop(sequence)
+        sent_at, question, size = watch.pending[sequence]
+        # One answer to a round of questions is enough; the others would count twice.
+        watch.pending = {
+            number: asked for number, asked in watch.pending.items() if asked[0] != sent_at
+        }
         now = clock.boot_seconds()
         rtt, reading = now - sent_at, watch.reading
         watch.works = question
