@@ -307,3 +307,9 @@ def _plain(schema: Any) -> Any:
         if not (key == "title" and isinstance(value, str))
         and not (key == "default" and not isinstance(value, str))
     }
+
+
+if __name__ == "__main__":
+    import sys
+
+    sys.stdout.write(render_schema())
