@@ -6,7 +6,7 @@ The command line and the supervisor call `load_chain_file`; the text goes throug
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -131,17 +131,18 @@ def _complain_about_key(path: PathInFile, section: str, complaints: _Complaints)
     if key == "<<":
         complaints.add_key(path, "C108", "YAML 1.2 has no merge key; write the keys out")
         return
-    valid = list(_keys_of(section))
+    valid = _keys_of(section)
     meant = nearest(key, valid) or f" Expected one of {', '.join(f'`{word}`' for word in valid)}."
     complaints.add_key(path, "C104", f"the key {quote(key)} is unknown.{meant}")
 
 
-def _keys_of(section: str) -> Iterator[str]:
+@functools.cache
+def _keys_of(section: str) -> tuple[str, ...]:
     """The keys of a section; "" is the file itself."""
     schema = ChainFile.model_json_schema()
     if section:
         schema = schema["$defs"][{"hops": "Hop"}.get(section, section.capitalize())]
-    yield from schema["properties"]
+    return tuple(schema["properties"])
 
 
 def _load_pools(document: Document, folder: Path, complaints: _Complaints) -> list[Pool]:
