@@ -53,13 +53,14 @@ def listen_for_routers(link: str, seconds: float = 1.5) -> tuple[Router, ...]:
 def find_holders(link: str, address: IPv4Address, seconds: float = 1.0) -> tuple[str, ...]:
     """The MAC address of whoever has `address` on the LAN, or nothing (ARP probe, RFC 5227)."""
     with _open(link, _ETH_ARP) as sock:
-        own = _own_mac(sock)
-
-        def parse(frame: bytes) -> str | None:
-            mac = parse_arp_sender(frame, address)
-            return None if mac == _text(own) else mac
-
-        holder = _ask(sock, arp_probe(own, address), times=3, seconds=seconds, parse=parse)
+        probe = arp_probe(_own_mac(sock), address)
+        holder = _ask(
+            sock,
+            probe,
+            times=3,
+            seconds=seconds,
+            parse=lambda frame: parse_arp_sender(frame, address),
+        )
     return () if holder is None else (holder,)
 
 

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -138,8 +139,7 @@ def test_this_machine_has_what_the_other_tests_need() -> None:
 def _traces() -> tuple[object, ...]:
     return (
         _ip("-o link").count("\n"),
-        nft.read_json("list tables"),
-        Path("/proc/thread-self/mountinfo").read_text(),
+        str(nft.read_json("list tables")),
         Path("/proc/thread-self/ns/net").stat().st_ino,
         len(os.listdir("/proc/self/fd")),  # noqa: PTH208
         threading.active_count(),
@@ -147,23 +147,28 @@ def _traces() -> tuple[object, ...]:
 
 
 def _leave_shared_mounts() -> None:
-    """Enter a mount namespace of this thread's own, so that only its mounts are compared."""
+    """Enter a mount namespace of this thread's own, which no other process adds mounts to."""
     libc = ctypes.CDLL(None, use_errno=True)
     assert libc.unshare(_CLONE_NEWNS) == 0
     assert libc.mount(b"none", b"/", None, _MS_REC | _MS_PRIVATE, None) == 0
 
 
+def _mounts() -> set[str]:
+    return set(Path("/proc/thread-self/mountinfo").read_text().splitlines())
+
+
 def test_trying_leaves_nothing(here: Space) -> None:
-    def twice() -> tuple[tuple[object, ...], tuple[object, ...]]:
+    def watch() -> tuple[tuple[object, ...], tuple[object, ...], set[str]]:
         _leave_shared_mounts()
         read_features()  # loads libraries, which keep a descriptor or two
-        before = _traces()
+        before, mounts = _traces(), _mounts()
         for _ in range(3):
             read_features()
-        return before, _traces()
+        return before, _traces(), _mounts() - mounts
 
-    before, after = here.run(twice)
+    before, after, mounted = here.run(watch)
     assert after == before
+    assert mounted == set()
 
 
 @pytest.mark.parametrize(
@@ -240,6 +245,7 @@ def test_addresses_and_routes(here: Space, there: Space) -> None:
     here.ip("route add default via 192.168.10.3 metric 7")
     here.ip("route add blackhole 198.18.0.0/15")
     here.ip("route add 10.9.0.0/16 dev lan table 77")
+    here.ip("-6 route add unreachable 2001:db8:f::/48")
     network = here.run(facts.read_network)
     assert ("lan", ip_interface("192.168.10.2/24")) in [
         (address.link, address.interface) for address in network.addresses
@@ -253,6 +259,9 @@ def test_addresses_and_routes(here: Space, there: Space) -> None:
     ]
     assert {route for route in network.routes if route.to.version == 4} == set(expected)
     assert network.default_route == expected[1]
+    assert ip_network("2001:db8:f::/48") in {
+        route.to for route in network.routes if route.link is None
+    }
 
 
 DOCKER = """
@@ -331,6 +340,20 @@ def test_a_router_is_heard(here: Space, there: Space, ipv6_off: bool) -> None:
         assert answered.result()[:6].hex() == "333300000002"
     assert router.address == IPv6Address("fe80::1")
     assert router.lifetime == 1800
+
+
+def test_the_card_is_told_to_take_advertisements(here: Space, there: Space) -> None:
+    """With IPv6 off a card may filter them out; a veth does not, so its list is looked at."""
+    here.set("ipv6/conf/lan/disable_ipv6", "1")
+
+    def takers() -> int:
+        entry = re.search(r"33:33:00:00:00:01(?: users (\d+))?", here.ip("maddr show dev lan"))
+        return 0 if entry is None else int(entry[1] or 1)
+
+    before = takers()
+    with here.start(lambda: listen_for_routers("lan")) as listening:
+        _until(lambda: takers() == before + 1, "one who takes the multicast address more")
+        listening.result()
 
 
 def test_without_a_router_the_listening_ends(here: Space, there: Space) -> None:
@@ -436,6 +459,38 @@ def test_a_missing_lan_is_named_with_those_there_are(here: Space, there: Space) 
     assert result.exit_code == 3
     assert "[C333] there is no interface lam" in result.stdout
     assert "interfaces here: lo, lan" in result.stdout
+
+
+PROFILE = """
+[Interface]
+PrivateKey = AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=
+Address = 192.168.10.7/32
+DNS = 10.64.0.1
+[Peer]
+PublicKey = ICEiIyQlJicoKSorLC0uLzAxMjM0NTY3ODk6Ozw9Pj8=
+AllowedIPs = 0.0.0.0/0
+Endpoint = 198.51.100.7:51820
+"""
+CHAIN = """
+chain: home
+lan: {interface: lan, address: 192.168.10.254/24}
+wan: {interface: wan0}
+hops:
+  - {name: guard, servers: guard.conf}
+"""
+
+
+def test_a_chain_file_says_what_to_look_at(here: Space, there: Space, tmp_path: Path) -> None:
+    (tmp_path / "guard.conf").write_text(PROFILE)
+    chain_file = tmp_path / "chain.yaml"
+    chain_file.write_text(CHAIN)
+    here.ip("link set lan down")
+    result = _doctor(here, str(chain_file), "--json")
+    report = json.loads(result.stdout)
+    codes = {finding["code"] for finding in report["findings"] if finding["level"] == "blocks"}
+    assert codes == {"C331", "C363"}
+    chain_file.write_text(CHAIN.replace("hops", "hosp"))
+    assert _doctor(here, str(chain_file)).exit_code == 2
 
 
 def test_the_same_judgement_as_for_data(here: Space, there: Space) -> None:

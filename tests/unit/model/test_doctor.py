@@ -171,7 +171,7 @@ HOSTS: dict[str, tuple[Facts, Wish, set[str]]] = {
     "two uplinks, strict filter": (
         on_network(
             links=(replace(ETH0, rp_filter=1), ETH1),
-            routes=(*NETWORK.routes, RouteFacts(ip_network("0.0.0.0/0"), "eth2", metric=9))),
+            routes=(RouteFacts(ip_network("0.0.0.0/0"), "eth2", metric=9), *NETWORK.routes)),
         WISH, {"N339"}),
     "one uplink, strict filter": (with_links(replace(ETH0, rp_filter=1), ETH1), WISH, set()),
     "a router": (with_links(replace(ETH0, forwarding=True), ETH1), WISH, {"N336"}),
