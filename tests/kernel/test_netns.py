@@ -243,6 +243,23 @@ def test_a_replaced_pin_is_noticed(namespaces: Namespaces) -> None:
     assert namespaces.call("first", _here) == namespaces.inode("second")
 
 
+def test_a_pin_is_one_mount_even_below_a_shared_one(tmp_path: Path) -> None:
+    """The host's root is usually shared; a pin must not appear in its peer group too."""
+    parent = tmp_path / "shared"
+    parent.mkdir()
+    _bind(parent, parent)
+    subprocess.run(["mount", "--make-shared", str(parent)], check=True)
+    try:
+        with Namespaces(parent / "pins") as namespaces:
+            namespaces.create("once")
+            mounts = Path("/proc/self/mountinfo").read_text().split()
+            assert mounts.count(str(namespaces.path("once"))) == 1
+            namespaces.remove("once")
+        assert str(parent / "pins") not in Path("/proc/self/mountinfo").read_text()
+    finally:
+        subprocess.run(["umount", str(parent)], check=True)
+
+
 def _bind(source: Path, target: Path) -> None:
     subprocess.run(["mount", "--bind", str(source), str(target)], check=True)
 
