@@ -30,15 +30,20 @@ def remove(name: str) -> bool:
 def clear(name: str, *, keep_home: bool = False) -> None:
     """Remove whatever there is of a lab, by looking; the caller holds its home."""
     home = home_of(name)
+    # What a killed `up` had begun goes on without it.
+    processes.kill_helpers(name)
     places = namespaces.existing(name)
-    inodes = namespaces.inodes(places) | namespaces.pinned_below(home)
-    if not processes.namespaces_of("self").isdisjoint(inodes):
-        raise RefusedByPolicy("C607", f"this is inside the lab {name!r}", hint="call it outside")
-    processes.kill_all_in(inodes)
-    namespaces.unmount_below(home)
-    namespaces.remove(places)
-    # Somebody may have entered between the look and the removal; now nobody can.
-    processes.kill_all_in(inodes)
+    pins = [*(namespaces.NETNS_DIR / place for place in places), *namespaces.pins_below(home)]
+    with namespaces.held(pins) as inodes:
+        if not processes.namespaces_of("self").isdisjoint(inodes):
+            raise RefusedByPolicy(
+                "C607", f"this is inside the lab {name!r}", hint="call it outside"
+            )
+        processes.kill_all_in(inodes)
+        namespaces.unmount_below(home)
+        namespaces.remove(places)
+        # Somebody may have entered between the look and the removal; now nobody can.
+        processes.kill_all_in(inodes)
     for uapi in UAPI_DIR.glob(f"{uapi_name(name, 0)[:-1]}*.sock"):
         uapi.unlink(missing_ok=True)
     _remove_files(home)

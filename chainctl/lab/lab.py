@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -238,10 +237,10 @@ class Server:
 
     def freeze(self) -> None:
         """A black hole: it takes everything and answers nothing."""
-        self.process.signal(signal.SIGSTOP)
+        self.process.freeze()
 
     def thaw(self) -> None:
-        self.process.signal(signal.SIGCONT)
+        self.process.thaw()
 
     def restart(self) -> None:
         """Start it anew, with the keys it had; kills it first if it runs."""

@@ -6,14 +6,17 @@ lab's second would be spent waiting for them one after the other.
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
 from ipaddress import IPv4Interface, IPv4Network
 from pathlib import Path
 
 from chainctl.errors import MendHost
 from chainctl.host.run import run
+from chainctl.lab import processes
 from chainctl.lab.layout import End, Layout, Place
 
 NETNS_DIR = Path("/run/netns")
@@ -24,24 +27,28 @@ _BOX_LINK = "box"  # programs/box.py makes it
 
 def make(layout: Layout) -> None:
     """All places with their cables, addresses, routes and rules."""
+    lab = layout.spec.name
     places = {layout.namespace(place.name): place for place in layout.places}
-    run(["ip", "-batch", "-"], stdin="".join(f"netns add {name}\n" for name in places))
-    run_in_all((name, _harden(place)) for name, place in places.items())
-    run(["ip", "-batch", "-"], stdin=render_cables(layout))
-    run_in_all(
-        (layout.namespace(place.name), render_place(layout, place)) for place in layout.places
-    )
+    _run(lab, ["ip", "-batch", "-"], "".join(f"netns add {name}\n" for name in places))
+    _run_in_all((name, _harden(place)) for name, place in places.items())
+    _run(lab, ["ip", "-batch", "-"], render_cables(layout))
+    _run_in_all((name, render_place(layout, place)) for name, place in places.items())
 
 
-def run_in_all(scripts: Iterable[tuple[str, str]]) -> None:
-    """Run shell scripts in namespaces, side by side. Raises the first one's MendHost."""
+def run_in(namespace: str, script: str) -> None:
+    """Run a shell script there; the first command that fails ends it. Raises MendHost."""
+    _run(namespace.split(".")[0], enter(namespace, ["sh", "-e", "-s"]), script)
+
+
+def _run_in_all(scripts: Iterable[tuple[str, str]]) -> None:
+    """Side by side. Raises the first one's MendHost."""
     with ThreadPoolExecutor(8) as pool:
         for _ in pool.map(lambda item: run_in(*item), scripts):
             pass
 
 
-def run_in(namespace: str, script: str) -> None:
-    run(enter(namespace, ["sh", "-e", "-s"]), stdin=script)
+def _run(lab: str, argv: Sequence[str], stdin: str) -> None:
+    run(argv, stdin=stdin, env={**os.environ, processes.HELPS: lab})
 
 
 def enter(namespace: str, argv: Sequence[str]) -> list[str]:
@@ -57,15 +64,18 @@ def existing(lab: str) -> list[str]:
     return sorted(path.name for path in NETNS_DIR.iterdir() if ours.fullmatch(path.name))
 
 
-def inodes(names: Iterable[str]) -> set[int]:
-    """What the kernel knows the namespaces by."""
-    out = set()
-    for name in names:
-        try:
-            out.add((NETNS_DIR / name).stat().st_ino)
-        except FileNotFoundError:
-            continue
-    return out
+@contextmanager
+def held(paths: Iterable[Path]) -> Iterator[set[int]]:
+    """Inodes of the namespaces mounted on these files, which the kernel gives to no other
+    namespace meanwhile, whatever happens to the mounts."""
+    with ExitStack() as stack:
+        out = set()
+        for path in paths:
+            with suppress(FileNotFoundError):
+                descriptor = os.open(path, os.O_RDONLY)
+                stack.callback(os.close, descriptor)
+                out.add(os.fstat(descriptor).st_ino)
+        yield out
 
 
 def remove(names: Sequence[str]) -> None:
@@ -77,9 +87,9 @@ def remove(names: Sequence[str]) -> None:
             (NETNS_DIR / name).unlink(missing_ok=True)
 
 
-def pinned_below(directory: Path) -> set[int]:
-    """Inodes of the namespaces that are mounted on files below a directory."""
-    return {path.stat().st_ino for kind, path in _mounts_below(directory) if kind == "nsfs"}
+def pins_below(directory: Path) -> list[Path]:
+    """The files below a directory on which namespaces are mounted."""
+    return [path for kind, path in _mounts_below(directory) if kind == "nsfs"]
 
 
 def unmount_below(directory: Path) -> None:

@@ -12,11 +12,14 @@ import select
 import signal
 import socket
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from chainctl.errors import MendHost
+
+HELPS = "CHAINCTL_LAB"
+"""The variable by which a program that works for `up`, outside of the lab, is found again."""
 
 READY = 3
 """The descriptor number for `spawn_and_wait`."""
@@ -56,6 +59,18 @@ class Process:
         with self._pidfd() as pidfd, contextlib.suppress(ProcessLookupError):
             if pidfd is not None:
                 signal.pidfd_send_signal(pidfd, number)
+
+    def freeze(self) -> None:
+        """SIGSTOP, and wait until it stands. Raises MendHost C606 if it does not."""
+        self.signal(signal.SIGSTOP)
+        deadline = time.monotonic() + _END_SECONDS
+        while not self.frozen:
+            if not self.alive or time.monotonic() > deadline:
+                raise MendHost("C606", f"process {self.pid} cannot be frozen")
+            time.sleep(0.001)
+
+    def thaw(self) -> None:
+        self.signal(signal.SIGCONT)
 
     def kill(self) -> None:
         """SIGKILL, and wait for the end. Raises MendHost C606 if it does not come."""
@@ -134,23 +149,36 @@ def wait_for_socket(what: str, path: Path, process: Process, log_path: Path) -> 
 
 
 def kill_all_in(namespaces: Collection[int]) -> None:
-    """End every process that lives in one of these, until none is left."""
-    while found := living_in(namespaces):
+    """End every process one of whose network, mount or user namespaces is one of these."""
+    _kill_while_found(lambda pid: not namespaces_of(pid).isdisjoint(namespaces))
+
+
+def kill_helpers(lab: str) -> None:
+    """End every process with HELPS=lab in its environment."""
+    mark = f"{HELPS}={lab}".encode()
+    _kill_while_found(lambda pid: mark in _environ_of(pid))
+
+
+def _kill_while_found(ours: Callable[[str], bool]) -> None:
+    while found := [process for process in _all_processes() if ours(str(process.pid))]:
         for process in found:
             process.signal(signal.SIGKILL)
         for process in found:
             process.kill()
 
 
-def living_in(namespaces: Collection[int]) -> list[Process]:
-    """Every process one of whose network, mount or user namespaces is one of these inodes."""
-    out = []
+def _all_processes() -> Iterator[Process]:
     for entry in Path("/proc").glob("[1-9]*"):
-        if not namespaces_of(entry.name).isdisjoint(namespaces):
-            started = _start_of(int(entry.name))
-            if started is not None:
-                out.append(Process(int(entry.name), started))
-    return out
+        started = _start_of(int(entry.name))
+        if started is not None:
+            yield Process(int(entry.name), started)
+
+
+def _environ_of(pid: str) -> list[bytes]:
+    try:
+        return Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        return []
 
 
 def namespaces_of(pid: str) -> set[int]:

@@ -237,7 +237,8 @@ def tunnel(lab: Lab, engine: Path, server: Server, *, mtu: int, to: list[str]) -
             yield link
         finally:
             process.kill()
-    uapi.unlink(missing_ok=True)
+            process.wait()
+            uapi.unlink(missing_ok=True)
 
 
 class TestTheServers:
