@@ -87,8 +87,11 @@ def _places(hierarchies: Hierarchies, group: str) -> list[Path]:
 def _members(place: Path) -> list[int]:
     try:
         return [int(pid) for pid in (place / "cgroup.procs").read_text().split()]
-    except FileNotFoundError:
-        return []
+    except OSError as error:
+        # ENODEV: a dying runc removed the group while it was read.
+        if error.errno in (errno.ENOENT, errno.ENODEV):
+            return []
+        raise
 
 
 def _kill(pid: int, group: str, deadline: float) -> None:

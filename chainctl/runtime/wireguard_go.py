@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import os
 import socket
+import struct
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from chainctl.errors import ChangeServer, LookAgain
@@ -28,15 +30,22 @@ class WireGuardGo:
     def configure(self, config: WireGuardConfig) -> None:
         """Raises ChangeServer C551 when wireguard-go refuses the configuration."""
         # Peers are removed by name: `replace_peers` would end the session of the same one too.
-        known = [value for key, value in self._ask(["get=1"]) if key == "public_key"]
-        self._ask(render_set(config, known))
+        pairs, _ = self._ask(["get=1"])
+        self._ask(render_set(config, [value for key, value in pairs if key == "public_key"]))
 
     def read(self) -> WireGuardStatus:
-        return parse_get(self._ask(["get=1"])).status()
+        pairs, pid = self._ask(["get=1"])
+        reading = parse_get(pairs)
+        if not reading.listen_port:
+            # It forgets its port where there is no IPv6: conn/bind_std.go takes the one of the
+            # second socket, which there is not.
+            reading = replace(reading, listen_port=_bound_port(pid))
+        return reading.status()
 
-    def _ask(self, lines: Iterable[str]) -> list[tuple[str, str]]:
+    def _ask(self, lines: Iterable[str]) -> tuple[list[tuple[str, str]], int]:
+        """The answer, and who gave it."""
         try:
-            answer = _exchange(self._control_socket, "\n".join(lines) + "\n\n")
+            answer, pid = _exchange(self._control_socket, "\n".join(lines) + "\n\n")
         except OSError as error:
             raise LookAgain("C550", f"wireguard-go does not answer: {error}") from None
         pairs = [(key, value) for key, _, value in (x.partition("=") for x in answer.split())]
@@ -44,7 +53,7 @@ class WireGuardGo:
         if errno != "0":
             # The rest of the answer may hold keys.
             raise ChangeServer("C551", f"wireguard-go refuses its configuration (errno {errno})")
-        return [pair for pair in pairs if pair[0] != "errno"]
+        return [pair for pair in pairs if pair[0] != "errno"], pid
 
 
 def render_set(config: WireGuardConfig, known: Iterable[str] = ()) -> list[str]:
@@ -97,7 +106,22 @@ def parse_get(pairs: Iterable[tuple[str, str]]) -> Reading:
     )
 
 
-def _exchange(path: Path, text: str) -> str:
+def parse_udp(table: str, uid: int) -> int:
+    """The port of the user's only socket in /proc/PID/net/udp (proc(5)), else 0."""
+    rows = [line.split() for line in table.splitlines()[1:]]
+    ports = [int(row[1].rpartition(":")[2], 16) for row in rows if row[7] == str(uid)]
+    return ports[0] if len(ports) == 1 else 0
+
+
+def _bound_port(pid: int) -> int:
+    try:
+        process = Path(f"/proc/{pid}")
+        return parse_udp((process / "net/udp").read_text(), process.stat().st_uid)
+    except OSError:
+        return 0
+
+
+def _exchange(path: Path, text: str) -> tuple[str, int]:
     # By way of the directory: an address of a unix socket has at most 107 bytes (unix(7)).
     folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -105,7 +129,7 @@ def _exchange(path: Path, text: str) -> str:
             connection.settimeout(_PATIENCE)
             connection.connect(f"/proc/self/fd/{folder}/{path.name}")
             connection.sendall(text.encode())
-            return _read_answer(connection)
+            return _read_answer(connection), _peer(connection)
     finally:
         os.close(folder)
 
@@ -118,6 +142,13 @@ def _read_answer(connection: socket.socket) -> str:
             raise ConnectionResetError("it hung up")
         answer += more
     return answer.decode()
+
+
+def _peer(connection: socket.socket) -> int:
+    """The process that listens, by its pid here and not the one it has inside (unix(7))."""
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+    pid, _, _ = struct.unpack("3i", credentials)
+    return int(pid)
 
 
 def _hex(key: str) -> str:

@@ -1,0 +1,105 @@
+"""Two namespaces with a wire between them, a TUN device in each, and what clients need."""
+
+from __future__ import annotations
+
+import base64
+import os
+import subprocess
+from dataclasses import dataclass
+from functools import partial
+from ipaddress import IPv4Address
+
+from chainctl.host import tun
+from chainctl.host.netns import Namespaces
+from chainctl.images.image import Image
+from chainctl.model.secret import Secret
+from chainctl.model.wireguard import WireGuardConfig
+from chainctl.runtime.bundle import ClientSpec, wireguard_client
+from chainctl.runtime.runc import Clients
+from chainctl.settings import Settings
+
+UIDS = {"left": 7_100_001, "right": 7_100_002}
+OUTSIDE = {"left": IPv4Address("192.0.2.1"), "right": IPv4Address("192.0.2.2")}
+INSIDE = {"left": IPv4Address("10.64.0.1"), "right": IPv4Address("10.64.0.2")}
+OTHER = {"left": "right", "right": "left"}
+PORT = 20064
+MTU = 1420
+
+
+@dataclass
+class Rig:
+    settings: Settings
+    namespaces: Namespaces
+    clients: Clients
+    image: Image
+
+    def build(self) -> None:
+        """Both namespaces wired up; nobody runs in them."""
+        for side in OTHER:
+            self.namespaces.create(side)
+            self.namespaces.call(side, partial(self._make_tuns, side))
+        left, right = (str(self.namespaces.path(side)) for side in OTHER)
+        enter(left, f"ip link add wire type veth peer name peer netns {right}")
+        enter(right, "ip link set peer name wire")
+        for side, pin in (("left", left), ("right", right)):
+            enter(pin, f"ip address add {OUTSIDE[side]}/30 dev wire")
+            enter(pin, f"ip address add {INSIDE[side]}/30 dev tunA")
+            enter(pin, "ip link set wire up")
+            enter(pin, "ip link set tunA up")
+
+    def _make_tuns(self, side: str) -> None:
+        tun.create("tunA", uid=UIDS[side], mtu=MTU)
+        # The other slot's: another user's.
+        tun.create("tunB", uid=UIDS[side] + 100, mtu=MTU)
+
+    def destroy(self) -> None:
+        for name in self.clients.observe():
+            self.clients.stop(name)
+        for name in self.namespaces.names():
+            self.namespaces.remove(name)
+        self.namespaces.close()
+
+    def spec(self, side: str = "left", name: str | None = None) -> ClientSpec:
+        return wireguard_client(
+            name or f"rig.{side}",
+            netns=self.namespaces.path(side),
+            link="tunA",
+            uid=UIDS[side],
+            image=self.image.digest,
+            root=self.image.root,
+            program=self.image.entrypoint[0],
+        )
+
+
+def enter(pin: str, command: str) -> str:
+    done = subprocess.run(
+        ["nsenter", f"--net={pin}", *command.split()], capture_output=True, text=True, check=True
+    )
+    return done.stdout
+
+
+def key_pair() -> tuple[str, str]:
+    """A private key and its public key, by wg(8)."""
+    private = base64.b64encode(os.urandom(32)).decode()
+    done = subprocess.run(
+        ["wg", "pubkey"], input=private, capture_output=True, text=True, check=True
+    )
+    return private, done.stdout.strip()
+
+
+def configs(keepalive: int = 0) -> dict[str, WireGuardConfig]:
+    """One configuration for each side; the other is its only peer."""
+    keys = {side: key_pair() for side in OTHER}
+    preshared = Secret(base64.b64encode(os.urandom(32)).decode())
+    return {
+        side: WireGuardConfig(
+            private_key=Secret(keys[side][0]),
+            listen_port=PORT,
+            peer_public_key=keys[other][1],
+            preshared=preshared,
+            endpoint=OUTSIDE[other],
+            endpoint_port=PORT,
+            keepalive=keepalive,
+        )
+        for side, other in OTHER.items()
+    }
