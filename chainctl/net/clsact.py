@@ -15,7 +15,8 @@ from typing import NamedTuple
 
 from chainctl.errors import MendHost
 from chainctl.net import libbpf
-from chainctl.net.libbpf import EGRESS, INGRESS, BpfError
+from chainctl.net.libbpf import EGRESS, INGRESS
+from chainctl.net.libbpf_abi import BpfError
 
 HANDLE = 0xC4A1
 """Ours. Other tools take 1, so that theirs and ours never replace each other."""

@@ -12,23 +12,18 @@ and `pins_whole` find that.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address
 from pathlib import Path
-from typing import NamedTuple
 
 from chainctl.errors import MendHost
-from chainctl.model.parts import TCP, UDP, ClientPolicy, PortMode
+from chainctl.model.parts import TCP, UDP, ClientPolicy
 from chainctl.net import clsact, identity, libbpf
+from chainctl.net import filter_rows as rows_of
 from chainctl.net.bpffs import is_bpffs, mount_bpffs
+from chainctl.net.filter_rows import Port, WireRow
 from chainctl.net.identity import Reason, Verdict
 from chainctl.net.libbpf import EGRESS, INGRESS
-from chainctl.net.policy import (
-    CLASS_OF_PORT,
-    PolicyKey,
-    PolicyRows,
-    PolicyRule,
-    compile_policy,
-)
+from chainctl.net.policy import CLASS_OF_PORT, PolicyRows, compile_policy
 
 __all__ = [
     "IDENTITY_OBJECT",
@@ -48,30 +43,6 @@ TUN_OBJECT = Path(__file__).with_name("tun.bpf.o")
 LAYOUT = "v1"
 """The folder of the pins; another layout of the maps gets another one."""
 FLOWS = 16384
-
-
-class Port(NamedTuple):
-    """A row of `port_map`. `address` 0.0.0.0: the tuples alone say who may send."""
-
-    identity: int
-    address: IPv4Address
-    far_mtu: int
-    mode: PortMode
-    scope: int
-    gate: int
-
-
-class WireRow(NamedTuple):
-    """One tuple that may enter at the port `ifindex`; `rule` is what verdicts name."""
-
-    ifindex: int
-    source: IPv4Address
-    source_port: int
-    destination: IPv4Address
-    destination_port: int
-    protocol: int
-    fragments: bool = False
-    rule: int = 1
 
 
 class PanelFilter:
@@ -162,16 +133,13 @@ class PanelFilter:
 
     def put_port(self, ifindex: int, port: Port) -> None:
         self._make_room("port_map", {identity.U32.pack(ifindex)})
-        row = port._replace(address=int(port.address), mode=port.mode.value)  # type: ignore[arg-type]
-        self._maps["port_map"].put(identity.U32.pack(ifindex), identity.PORT.pack(*row))
+        self._maps["port_map"].put(identity.U32.pack(ifindex), rows_of.pack_port(port))
 
     def ports(self) -> dict[int, Port]:
-        found = {}
-        for key, value in self._maps["port_map"].rows().items():
-            number, address, far_mtu, mode, scope, gate = identity.PORT.unpack(value)
-            port = Port(number, IPv4Address(address), far_mtu, PortMode(mode), scope, gate)
-            found[_number(key)] = port
-        return found
+        return {
+            rows_of.to_number(key): rows_of.parse_port(value)
+            for key, value in self._maps["port_map"].rows().items()
+        }
 
     def remove_port(self, ifindex: int) -> None:
         self._maps["port_map"].drop(identity.U32.pack(ifindex))
@@ -184,7 +152,7 @@ class PanelFilter:
         found = {}
         for key in self._maps["far_map"].scan():
             if far := self._maps["far_map"].get(key):
-                found[_number(key)] = _number(far)
+                found[rows_of.to_number(key)] = rows_of.to_number(far)
         return found
 
     def remove_far(self, ifindex: int) -> None:
@@ -196,37 +164,29 @@ class PanelFilter:
         for wire in wires:
             if wire.protocol not in (TCP, UDP):
                 raise ValueError(f"a wire carries TCP or UDP, not protocol {wire.protocol}")
-            flags = identity.WIRE_FRAGMENTS if wire.fragments else 0
-            rows[_wire_key(wire)] = identity.WIRE.pack(wire.rule, flags)
+            rows[rows_of.wire_key(wire)] = rows_of.pack_wire(wire)
             if wire.fragments:
-                rows[_fragment_key(wire)] = identity.WIRE.pack(wire.rule, 0)
+                rows[rows_of.fragment_key(wire)] = rows_of.pack_wire(wire)
         self._make_room("wire_map", rows)
         self._maps["wire_map"].put_all(rows)
         self._drop_idle_fragment_rows()
 
     def wires(self) -> list[WireRow]:
-        found = []
-        for key, value in self._maps["wire_map"].rows().items():
-            ifindex, source, destination, *ports, protocol, fragment, _ = identity.WIRE_KEY.unpack(
-                key
-            )
-            if not fragment:
-                rule, flags = identity.WIRE.unpack(value)
-                ends = IPv4Address(source), ports[0], IPv4Address(destination), ports[1]
-                found.append(WireRow(ifindex, *ends, protocol, bool(flags), rule))
-        return found
+        found = (
+            rows_of.parse_wire(key, value) for key, value in self._maps["wire_map"].rows().items()
+        )
+        return [wire for wire in found if wire is not None]
 
     def remove_wires(self, wires: Iterable[WireRow]) -> None:
         for wire in wires:
-            self._maps["wire_map"].drop(_wire_key(wire))
+            self._maps["wire_map"].drop(rows_of.wire_key(wire))
         self._drop_idle_fragment_rows()
 
     def _drop_idle_fragment_rows(self) -> None:
         """Later fragments may only pass while some first one may."""
-        needed = {_fragment_key(wire) for wire in self.wires() if wire.fragments}
+        needed = {rows_of.fragment_key(wire) for wire in self.wires() if wire.fragments}
         for key in self._maps["wire_map"].rows():
-            is_fragment = identity.WIRE_KEY.unpack(key)[6]
-            if is_fragment and key not in needed:
+            if rows_of.is_fragment_key(key) and key not in needed:
                 self._maps["wire_map"].drop(key)
 
     # --- policy
@@ -242,9 +202,9 @@ class PanelFilter:
         the identities that need them, and go after them.
         """
         want = {
-            "policy_map": _rule_rows(scope, rows),
-            "endpoint_map": _endpoint_rows(scope, rows),
-            "cidr_map": _cidr_rows(scope, rows),
+            "policy_map": rows_of.rule_rows(scope, rows),
+            "endpoint_map": rows_of.endpoint_rows(scope, rows),
+            "cidr_map": rows_of.cidr_rows(scope, rows),
         }
         for name, wanted in want.items():
             self._make_room(name, wanted)
@@ -268,13 +228,15 @@ class PanelFilter:
                 return None
         if self._maps["flow_map"].get(identity.U32.pack(scope)) is None:
             return None
-        return _parse_rows(scope, {name: self._maps[name].rows() for name in _POLICY_MAPS})
+        return rows_of.parse_rows(
+            scope, {name: self._maps[name].rows() for name in rows_of.POLICY_MAPS}
+        )
 
     def scopes(self) -> set[int]:
         """Every scope that has flows or rows of any kind."""
-        found = {_number(key) for key in self._maps["flow_map"].scan()}
-        for name in _POLICY_MAPS:
-            found |= {_scope_of(name, key) for key in self._maps[name].rows()}
+        found = {rows_of.to_number(key) for key in self._maps["flow_map"].scan()}
+        for name in rows_of.POLICY_MAPS:
+            found |= {rows_of.scope_of(name, key) for key in self._maps[name].rows()}
         return found
 
     def remove_policy(self, scope: int) -> None:
@@ -286,7 +248,7 @@ class PanelFilter:
     def flow_table(self, scope: int) -> int | None:
         """The id of the map that remembers the scope's flows (`libbpf.map_by_id`)."""
         value = self._maps["flow_map"].get(identity.U32.pack(scope))
-        return None if value is None else _number(value)
+        return None if value is None else rows_of.to_number(value)
 
     def _ensure_flows(self, scope: int) -> None:
         if self.flow_table(scope) is not None:
@@ -298,7 +260,7 @@ class PanelFilter:
             self._maps["flow_map"].put(identity.U32.pack(scope), identity.U32.pack(made))
 
     def _keys_of(self, name: str, scope: int) -> set[bytes]:
-        return {key for key in self._maps[name].rows() if _scope_of(name, key) == scope}
+        return {key for key in self._maps[name].rows() if rows_of.scope_of(name, key) == scope}
 
     def _drop_keys(self, name: str, keys: Iterable[bytes]) -> None:
         for key in keys:
@@ -317,7 +279,7 @@ class PanelFilter:
 
     def gates(self) -> dict[int, int]:
         return {
-            _number(key): int(identity.U64.unpack(value)[0])
+            rows_of.to_number(key): int(identity.U64.unpack(value)[0])
             for key, value in self._maps["gate_map"].rows().items()
         }
 
@@ -382,71 +344,4 @@ def tun_attached(ifindex: int) -> IPv4Address | None:
         return None
     with libbpf.map_by_id(next(iter(info.maps))) as constants:
         value = constants.get(identity.U32.pack(0)) or b""
-    return IPv4Address(_number(value)) if len(value) == identity.U32.size else None
-
-
-_POLICY_MAPS = ("policy_map", "endpoint_map", "cidr_map")
-
-
-def _number(packed: bytes) -> int:
-    return int(identity.U32.unpack(packed)[0])
-
-
-def _wire_key(wire: WireRow) -> bytes:
-    ports = wire.source_port, wire.destination_port
-    ends = int(wire.source), int(wire.destination)
-    return identity.WIRE_KEY.pack(wire.ifindex, *ends, *ports, wire.protocol, 0, 0)
-
-
-def _fragment_key(wire: WireRow) -> bytes:
-    ends = int(wire.source), int(wire.destination)
-    return identity.WIRE_KEY.pack(wire.ifindex, *ends, 0, 0, wire.protocol, 1, 0)
-
-
-def _scope_of(name: str, key: bytes) -> int:
-    return int.from_bytes(key[4:8] if name == "cidr_map" else key[:4], "little")
-
-
-def _rule_rows(scope: int, rows: PolicyRows) -> dict[bytes, bytes]:
-    return {
-        identity.POLICY_KEY.pack(scope, *key, 0): identity.POLICY_RULE.pack(*rule, 0)
-        for key, rule in rows.rules.items()
-    }
-
-
-def _endpoint_rows(scope: int, rows: PolicyRows) -> dict[bytes, bytes]:
-    return {
-        identity.ENDPOINT_KEY.pack(scope, int(address)): identity.U32.pack(number)
-        for address, number in rows.endpoints.items()
-    }
-
-
-def _cidr_rows(scope: int, rows: PolicyRows) -> dict[bytes, bytes]:
-    return {
-        identity.CIDR_KEY.pack(
-            identity.SCOPE_BITS + network.prefixlen, scope, network.network_address.packed
-        ): identity.U32.pack(number)
-        for network, number in rows.prefixes.items()
-    }
-
-
-def _parse_rows(scope: int, maps: Mapping[str, Mapping[bytes, bytes]]) -> PolicyRows:
-    mine = {
-        name: {key: value for key, value in rows.items() if _scope_of(name, key) == scope}
-        for name, rows in maps.items()
-    }
-    rules = {}
-    for key, value in mine["policy_map"].items():
-        number, deny, audit, _ = identity.POLICY_RULE.unpack(value)
-        rules[PolicyKey(*identity.POLICY_KEY.unpack(key)[1:5])] = PolicyRule(
-            number, bool(deny), bool(audit)
-        )
-    endpoints = {
-        IPv4Address(identity.ENDPOINT_KEY.unpack(key)[1]): _number(value)
-        for key, value in mine["endpoint_map"].items()
-    }
-    prefixes = {}
-    for key, value in mine["cidr_map"].items():
-        bits, _, address = identity.CIDR_KEY.unpack(key)
-        prefixes[IPv4Network((address, bits - identity.SCOPE_BITS))] = _number(value)
-    return PolicyRows(endpoints, prefixes, rules)
+    return IPv4Address(rows_of.to_number(value)) if len(value) == identity.U32.size else None

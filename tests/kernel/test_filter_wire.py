@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -207,6 +208,22 @@ def test_frames_of_every_kind_stay_out(joined: Wire) -> None:
         sender.send(frame(inner))
         assert receiver.recv(2000) == frame(inner), "the first and only frame that arrives"
     assert sum(joined.panel.counters().values()) == len(frames) + 1
+
+
+def test_headers_may_lie_in_pieces(joined: Wire) -> None:
+    """A frame of which the kernel keeps only the Ethernet header in one piece."""
+    for space, link in (("a", "up0"), ("b", "up0"), ("panel", "pa"), ("panel", "pb")):
+        joined.namespaces.ip(space, "link", "set", link, "mtu", "9000")
+    joined.panel.put_port(joined.a, Port(256, A, 9000, PortMode.TUPLE, 0, 0))
+    in_one_piece = struct.pack("=BBHHHH", 0, 0, len(ETHERNET) + 2, 0, 0, 0)  # virtio_net_hdr
+    data = frame(ipv4(A, B, UDP, udp(LEFT, RIGHT, b"in pieces".ljust(8000))))
+    with (
+        joined.namespaces.raw("a", "up0") as sender,
+        joined.namespaces.raw("b", "up0") as receiver,
+    ):
+        sender.setsockopt(263, 15, 1)  # SOL_PACKET, PACKET_VNET_HDR
+        sender.send(in_one_piece + data)
+        assert receiver.recv(9000) == data
 
 
 def test_too_long_for_the_far_leg(joined: Wire) -> None:
