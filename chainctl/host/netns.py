@@ -28,7 +28,7 @@ from typing import TypeVar
 from pyroute2 import IPRoute
 
 from chainctl.errors import MendHost
-from chainctl.host import sysctl
+from chainctl.host import clock, sysctl
 
 T = TypeVar("T")
 
@@ -39,7 +39,7 @@ _MAKER = Path(__file__).with_name("nsmaker.py")
 _MAKER_PATIENCE = 10.0
 """Seconds for one namespace; measured 4 ms."""
 _IDLE = 5.0
-"""Seconds without work after which the helper process is ended."""
+"""Seconds without a new namespace after which the helper process is ended."""
 
 # A new namespace inherits IPv4 settings from the host (devinet.c), so each that matters is
 # set, whatever its usual default. Forwarding comes first because changing it resets the
@@ -210,10 +210,11 @@ class Namespaces:
         self._loop = asyncio.new_event_loop()
         self._current = None
         while True:
-            try:
-                job = self._queue.get(timeout=_IDLE if self._maker.running else None)
-            except queue.Empty:
+            if self._maker.remaining == 0:
                 self._maker.end()
+            try:
+                job = self._queue.get(timeout=self._maker.remaining)
+            except queue.Empty:
                 continue
             if job is None:
                 break
@@ -314,10 +315,14 @@ class _Maker:
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
         self._door: socket.socket | None = None
+        self._asked = 0.0
 
     @property
-    def running(self) -> bool:
-        return self._process is not None
+    def remaining(self) -> float | None:
+        """Seconds until it has waited for nothing long enough; None when it does not run."""
+        if self._process is None:
+            return None
+        return max(0.0, self._asked + _IDLE - clock.boot_seconds())
 
     def make(self) -> int:
         """A descriptor of a new network namespace that a new user namespace owns."""
@@ -349,6 +354,7 @@ class _Maker:
                     start_new_session=True,
                 )
         try:
+            self._asked = clock.boot_seconds()
             self._door.send(b"?")
             answer, descriptors, _, _ = socket.recv_fds(self._door, 16, 1, socket.MSG_CMSG_CLOEXEC)
         except OSError:

@@ -311,14 +311,29 @@ def test_no_descriptor_is_inherited_by_programs(namespaces: Namespaces) -> None:
             assert not os.get_inheritable(int(handle.name)), target
 
 
-def test_a_killed_helper_is_replaced(namespaces: Namespaces) -> None:
-    namespaces.create("before")
+def _helpers() -> list[int]:
     children = " ".join(p.read_text() for p in Path("/proc/self/task").glob("*/children"))
-    (helper,) = [
+    return [
         int(pid)
         for pid in children.split()
         if b"nsmaker" in Path(f"/proc/{pid}/cmdline").read_bytes()
     ]
+
+
+def test_the_helper_goes_when_it_is_not_needed_though_other_work_is(
+    namespaces: Namespaces,
+) -> None:
+    namespaces.create("only")
+    assert len(_helpers()) == 1
+    deadline = time.monotonic() + 30
+    while _helpers():
+        assert time.monotonic() < deadline, "it stays"
+        namespaces.call("only", _here)
+
+
+def test_a_killed_helper_is_replaced(namespaces: Namespaces) -> None:
+    namespaces.create("before")
+    (helper,) = _helpers()
     os.kill(helper, 9)
     namespaces.create("after")
     assert namespaces.names() == ["after", "before"]
