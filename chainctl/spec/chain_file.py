@@ -15,9 +15,10 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from chainctl.errors import Complaint, MendFile
+from chainctl.model.chain import MAX_HOPS
 from chainctl.spec.model import ChainSpec, HopSpec, LanSpec, WanSpec
 from chainctl.spec.pool import Pool, load_pool
-from chainctl.spec.schema import LATER, MAX_HOPS, ChainFile, Servers
+from chainctl.spec.schema import LATER, ChainFile, Servers
 from chainctl.spec.small_file import UnreadableFile, read_small_file
 from chainctl.spec.words import nearest, quote
 from chainctl.spec.yaml_text import Document, PathInFile, parse_yaml

@@ -19,13 +19,12 @@ from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, GetJson
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
+from chainctl.model.chain import LEGS_PER_CHAIN, MAX_HOPS
 from chainctl.model.parts import LanMode
 from chainctl.spec.words import quote
 
-MAX_HOPS = 14
-
-SMALLEST_WIRES = 27
-"""Prefix length: a chain has up to 32 legs, each with an address."""
+SMALLEST_WIRES = 33 - LEGS_PER_CHAIN.bit_length()
+"""Prefix length: room for the first chain on the machine."""
 
 _OCTET = "(25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
 _IPV4 = rf"({_OCTET}\.){{3}}{_OCTET}"
