@@ -165,7 +165,7 @@ class Route:
 
 @dataclass(frozen=True)
 class Rule:
-    """An `ip rule`; `table` None: unreachable. The kernel's own three are not parts."""
+    """An `ip rule`; `iif` "": from anywhere, `table` None: unreachable."""
 
     ns: NsName
     priority: int

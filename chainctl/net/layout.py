@@ -42,6 +42,7 @@ from chainctl.model.parts import (
 from chainctl.net import guard
 
 MAIN_TABLE = 254
+_LOCAL_TABLE = 255
 ANYWHERE = IPv4Network("0.0.0.0/0")
 _ANY_SOURCE = IPv4Address(0)
 """Servers and clients send here too: the tuples or the policy say who may."""
@@ -67,6 +68,8 @@ def layout(chain: Chain) -> tuple[Part, ...]:
         LanLeg(chain.gateway, "lan0", chain.lan.interface, chain.lan.mode),
         Address(chain.gateway, "lan0", chain.lan.address),
         Up(chain.gateway, "lan0"),
+        # The kernel's own route by the address does not come back when somebody flushes it.
+        Route(chain.gateway, MAIN_TABLE, chain.lan.address.network, "lan0", metric=1),
     )
 
 
@@ -187,14 +190,22 @@ def _links_up(chain: Chain) -> Iterator[Part]:
 
 def _routing(chain: Chain) -> Iterator[Part]:
     """Unreachable defaults come first; routes by a link follow when that link is up."""
+    yield from _kernel_rules(chain.gateway)
     for hop in chain.hops:
         ns = chain.namespace(hop)
+        yield from _kernel_rules(ns)
         yield Route(ns, MAIN_TABLE, ANYWHERE, metric=_LAST_METRIC)
         for slot in {tunnel.slot for tunnel in hop.tunnels}:
             yield Route(ns, slot.table, ANYWHERE, metric=_LAST_METRIC)
             yield Rule(ns, _FROM_INSIDE + slot.value, "in0", slot.table, slot.table)
         yield Rule(ns, _FROM_INSIDE + 50, "in0")
     yield Route(chain.gateway, MAIN_TABLE, ANYWHERE, metric=_LAST_METRIC)
+
+
+def _kernel_rules(ns: NsName) -> Iterator[Part]:
+    """Every namespace is born with them; they are listed because somebody may flush them."""
+    yield Rule(ns, 0, "", None, _LOCAL_TABLE)
+    yield Rule(ns, 32766, "", None, MAIN_TABLE)
 
 
 def _routes_by_link(chain: Chain) -> Iterator[Part]:

@@ -171,7 +171,9 @@ def _on_links(sight: Sight, known: Collection[int]) -> Iterator[Part]:
             yield _route(route, sight.ns, names)
     for rule in sight.rules:
         ours = sight.ns != HOST or rule.iif in {names[index] for index in known}
-        if ours and rule not in _KERNELS_OWN_RULES:
+        # In a namespace of ours the kernel's rules are parts as well: somebody may take them.
+        passed_over = _KERNELS_OWN_RULES if sight.ns in (HOST, PANEL) else _KERNELS_OWN_RULES[2:]
+        if ours and rule not in passed_over:
             iif = f"{rule.iif} {rule.oddity}" if rule.oddity else rule.iif
             yield Rule(sight.ns, rule.priority, iif, rule.mark, rule.table)
 

@@ -65,6 +65,7 @@ from chainctl.net.filter import (
 from chainctl.net.layout import layout
 from chainctl.net.links import Links
 from chainctl.net.policy import compile_policy
+from chainctl.net.rtnl import IFF_NOARP, read_links
 from chainctl.net.tables import Tables
 from chainctl.runtime.bundle import ClientSpec, wireguard_client
 from chainctl.runtime.runc import Clients
@@ -131,6 +132,10 @@ class Machine:
         pinned = {name.partition(".")[0] for name in self.namespaces.names() if "." in name}
         return sorted(pinned | {name.partition(".")[0] for name in self._clients.observe()})
 
+    def device(self, ns: NsName, link: str) -> tuple[int, int]:
+        """What tells a link from a later one of the same name: namespace inode and index."""
+        return self.namespaces.inode(ns) or 0, self.namespaces.call(ns, partial(_index, link))
+
     def shared_parts(self) -> tuple[Key, ...]:
         return (Namespace(PANEL).key, NftTable(PANEL, guard.TABLE, "").key)
 
@@ -145,6 +150,7 @@ class Machine:
                 port_prefix=f"c{number}-",
                 forwarding=[uplink] if uplink else [],
             )
+            found += self._lost_host_leg(found, f"chain{number}")
             present = {part.name for part in found if isinstance(part, Namespace)}
             places = [(ns, guard.TABLE) for ns in mine]
             if self.namespaces.inode(PANEL):
@@ -157,6 +163,14 @@ class Machine:
                 found += self._observe_filter(number, chain)
             found += self._observe_tunnels(name, found, chain)
             return found
+
+    def _lost_host_leg(self, found: Iterable[Part], link: str) -> list[Part]:
+        """The host's leg whose panel is gone. Nobody else makes a veth without ARP."""
+        if any(part.key == ("link", HOST, link) for part in found):
+            return []
+        seen = self.namespaces.netlink(HOST, read_links)
+        ours = [one for one in seen if one.name == link and one.kind == "veth"]
+        return [ForeignLink(HOST, link, "veth") for one in ours if one.flags & IFF_NOARP]
 
     def _observe_filter(self, number: int, chain: Chain | None) -> Iterator[Part]:
         self._replace_filter_without_pins()

@@ -47,6 +47,10 @@ class Place:
     address: IPv4Address
     resolver: IPv4Address | None
     server: IPv4Address
+    device: tuple[int, int] = (0, 0)
+    """The namespace's inode and the link's index: a socket does not follow to another one of
+    the same name.
+    """
 
     @property
     def questions(self) -> tuple[tuple[IPv4Address, int], ...]:

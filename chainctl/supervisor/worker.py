@@ -11,6 +11,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -224,7 +225,7 @@ class Worker:
             open_gate=lambda: self._open_gate(chain, progress),
         )
         for hop in chain.hops:
-            self._sniffer.watch(self._key(hop), _place(chain, hop))
+            self._sniffer.watch(self._key(hop), self._place(chain, hop))
         self._update(problem=None)
         self._failures = 0
 
@@ -232,7 +233,7 @@ class Worker:
         """Two-way through the hop's tunnel, hence through every hop outside it."""
         begun = time.monotonic()
         key = self._key(hop)
-        self._sniffer.watch(key, _place(chain, hop))
+        self._sniffer.watch(key, self._place(chain, hop))
         asked = clock.boot_seconds()
         reading = self._sniffer.prove(key, patience=PATIENCE)
         took = time.monotonic() - begun
@@ -397,6 +398,7 @@ class Worker:
         self._update(problem=error, closed_since=self.state.closed_since or clock.boot_seconds())
 
     def _unexpected(self, error: Exception) -> None:
+        traceback.print_exception(error)
         wanted = self._journal.chain(self.name)
         if wanted is not None:
             self._machine.close_gate(self.name, wanted.number)
@@ -408,18 +410,17 @@ class Worker:
     def _event(self, kind: str, text: str, *, hop: str = "", code: str = "") -> None:
         self._journal.append(Event(kind, self.name, text, hop=hop, code=code))
 
+    def _place(self, chain: Chain, hop: Hop) -> Place:
+        tunnel, ns = hop.tunnel, chain.namespace(hop)
+        link = tunnel.slot.link
+        device = self._machine.device(ns, link)
+        return Place(ns, link, tunnel.address, tunnel.resolver, tunnel.endpoint, device)
+
     def _key(self, hop: Hop) -> str:
         return f"{self.name}/{hop.name}"
 
     def _update(self, **changes: object) -> None:
         self.state = replace(self.state, **changes)  # type: ignore[arg-type]
-
-
-def _place(chain: Chain, hop: Hop) -> Place:
-    tunnel = hop.tunnel
-    return Place(
-        chain.namespace(hop), tunnel.slot.link, tunnel.address, tunnel.resolver, tunnel.endpoint
-    )
 
 
 def _silent(what: str, text: str, seconds: float) -> None:
