@@ -6,6 +6,7 @@ Start-up is a budget: `chainctl --help` imports click and nothing else of size.
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import Any
 
 import click
@@ -50,7 +51,7 @@ class _Lazy(click.Group):
         try:
             return super().invoke(ctx)
         except ChainctlError as error:
-            report_error(error, as_json=bool(ctx.params.get("json")))
+            report_error(error, as_json="--json" in sys.argv)
             ctx.exit(error.exit_status)
 
 

@@ -41,11 +41,11 @@ def gather(file: Path, machine: Machine, journal: Journal) -> Gathered:
     """Raises MendFile for everything wrong with the file, before anything is changed."""
     spec = load_chain_file(file)
     network = read_network()
-    names = _pinned_names(spec, journal)
+    wanted = journal.chain(spec.name)
+    names = _pinned_names(spec, journal, running=bool(wanted and wanted.up))
     complaints = check_overlap(spec, _foreign_routes(network), names)
     if complaints:
         raise MendFile.of(complaints)
-    wanted = journal.chain(spec.name)
     number = wanted.number if wanted else machine.free_number(journal)
     return Gathered(
         spec,
@@ -62,12 +62,19 @@ def gather(file: Path, machine: Machine, journal: Journal) -> Gathered:
     )
 
 
-def _pinned_names(spec: ChainSpec, journal: Journal) -> dict[str, IPv4Address]:
-    """Names are looked up once; afterwards a running chain never asks in the clear again."""
+def _pinned_names(
+    spec: ChainSpec, journal: Journal, *, running: bool
+) -> dict[str, IPv4Address]:
+    """Names are looked up once; while a chain runs nothing is asked in the clear."""
     known = journal.recall(spec.name, "names", {})
     pins = {name: IPv4Address(address) for name, address in known.items()}
-    pinned = resolve_endpoints(spec.profiles, pins, lookup_ipv4)
+    pinned = resolve_endpoints(spec.profiles, pins, _nobody if running else lookup_ipv4)
     return dict(pinned.pins)
+
+
+def _nobody(name: str) -> tuple[IPv4Address, ...]:
+    """Stands in for the resolver: a server with a new name waits for the next `down`."""
+    return ()
 
 
 def _foreign_routes(network: NetworkFacts) -> list[IPv4Network]:

@@ -8,6 +8,7 @@ from ipaddress import IPv4Address
 
 from chainctl.errors import ChangeServer, MendHost
 from chainctl.model.chain import (
+    LEGS_PER_CHAIN,
     MINIMUM_MTU,
     WIREGUARD_OVERHEAD,
     Chain,
@@ -48,6 +49,12 @@ def resolve(spec: ChainSpec, facts: Facts) -> Chain:
     """Raises MendHost when the machine lacks a named interface, ChangeServer C403 when no
     server is left for a hop.
     """
+    if (facts.number + 1) * LEGS_PER_CHAIN > spec.wires.num_addresses:
+        raise MendHost(
+            "C401",
+            f"{spec.wires} has no room for the addresses of chain number {facts.number + 1}",
+            hint=f"take a larger network for wires: each chain needs {LEGS_PER_CHAIN} addresses",
+        )
     uplink = _uplink(spec, facts)
     servers = choose_servers(spec, facts.selection, facts.names)
     hops = tuple(
