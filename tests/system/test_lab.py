@@ -557,6 +557,28 @@ class TestKilledAnywhere:
             remove(name)
             assert not traces(name, mark)
 
+    def test_while_a_program_works_for_it(
+        self, name: str, engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It would make the first namespace after everything was cleared away."""
+        began, go = tmp_path / "began", tmp_path / "go"
+        os.mkfifo(go)
+        slow = tmp_path / "bin" / "ip"
+        slow.parent.mkdir()
+        ip = shutil.which("ip")
+        slow.write_text(f'#!/bin/sh\ntouch {began}\nread line < {go}\nexec {ip} "$@"\n')
+        slow.chmod(0o755)
+        mark = secrets.token_hex(8)
+        with monkeypatch.context() as patch:
+            patch.setenv("PATH", f"{slow.parent}:{os.environ['PATH']}")
+            process = self.up(name, engine, mark)
+        with process:
+            until(began.exists)
+            process.kill()
+        assert traces(name, mark)
+        remove(name)
+        assert not traces(name, mark)
+
     def test_up_again_clears_what_a_killed_one_left(self, name: str, engine: Path) -> None:
         mark = secrets.token_hex(8)
         with self.up(name, engine, mark) as process:
@@ -659,14 +681,12 @@ class TestTheCommands:
         assert "[C603]" in done.stderr
 
 
-def test_an_empty_image_folder_says_how_to_fill_it(tmp_path: Path) -> None:
-    path = os.environ.get("PATH")
-    os.environ["PATH"] = str(tmp_path)
-    try:
-        with pytest.raises(MendHost) as caught:
-            wireguard_go.find_wireguard_go(tmp_path)
-    finally:
-        os.environ["PATH"] = path or ""
+def test_an_empty_image_folder_says_how_to_fill_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(MendHost) as caught:
+        wireguard_go.find_wireguard_go(tmp_path)
     assert caught.value.code == "C605"
     assert caught.value.hint == "chainctl images build"
 
