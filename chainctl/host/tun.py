@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import os
@@ -41,7 +42,8 @@ def create(name: str, *, uid: int, mtu: int) -> None:
         ) from error
     try:
         _set_interface(device, name)
-        fcntl.ioctl(device, _TUNSETOWNER, uid)
+        # fcntl takes a signed number; the kernel reads the same 32 bits as a uid.
+        fcntl.ioctl(device, _TUNSETOWNER, ctypes.c_int(uid).value)
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
             request = struct.pack("16si20x", name.encode(), mtu)
             fcntl.ioctl(any_socket, _SIOCSIFMTU, request)

@@ -55,6 +55,11 @@ HOP = NsName("n.hop1")
 GATEWAY = NsName("n.gateway")
 PREFIX = "c7-"
 ANYWHERE = IPv4Network("0.0.0.0/0")
+BORN = {
+    Rule(ns, priority, "", None, table)
+    for ns in (HOP, GATEWAY)
+    for priority, table in ((0, 255), (32766, 254))
+}
 LAST = 4_000_000_000
 INTRUDER = Path(__file__).with_name("intruder.py")
 
@@ -68,6 +73,11 @@ class World:
         self.directory = directory
 
     def see(self, *, forwarding: tuple[str, ...] = ()) -> list[Part]:
+        """Without the rules that every namespace is born with; these tests add to them."""
+        seen = self.see_all(forwarding=forwarding)
+        return [part for part in seen if not (isinstance(part, Rule) and part in BORN)]
+
+    def see_all(self, *, forwarding: tuple[str, ...] = ()) -> list[Part]:
         return self.links.observe([GATEWAY, HOP], port_prefix=PREFIX, forwarding=forwarding)
 
     def make(self, *parts: LinkPart) -> None:
@@ -361,6 +371,18 @@ def test_what_others_made_is_seen_and_can_be_removed(world: World) -> None:
 def _ip(world: World, ns: NsName, words: str) -> None:
     command = ["nsenter", f"--net={world.namespaces.path(ns)}", "ip", *words.split()]
     subprocess.run(command, check=True)
+
+
+def test_flushed_rules_are_missed_and_come_back(world: World) -> None:
+    world.make(*NAMESPACES)
+    born = [part for part in world.see_all() if part in BORN]
+    assert set(born) == BORN
+    for command in ("rule flush", "rule del priority 0"):
+        _ip(world, HOP, command)
+    assert not [part for part in world.see_all() if isinstance(part, Rule) and part.ns == HOP]
+    for rule in BORN:
+        world.make(rule)
+    assert {part for part in world.see_all() if isinstance(part, Rule)} == BORN
 
 
 def test_removing_a_route_leaves_the_one_behind_it(world: World) -> None:

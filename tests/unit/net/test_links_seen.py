@@ -16,6 +16,7 @@ from chainctl.model.parts import (
     Part,
     PortName,
     Route,
+    Rule,
     Up,
 )
 from chainctl.net.links_seen import Sight, bridge_port, parts
@@ -25,16 +26,16 @@ HOP = NsName("home.hop1")
 LO = LinkSeen(1, "lo", "", IFF_UP, 65536)
 PORT = LinkSeen(5, "c3-in", "veth", IFF_NOARP, 1400, peer=2, peer_nsid=0)
 LEG = LinkSeen(2, "in0", "veth", IFF_NOARP, 1400, peer=5, peer_nsid=9)
-PANEL_SEEN = Sight(PANEL, links=(LO, PORT), forwarding=False)
 DEFAULT_RULES = (
     RuleSeen(0, "", None, 255),
     RuleSeen(32766, "", None, 254),
     RuleSeen(32767, "", None, 253),
 )
+PANEL_SEEN = Sight(PANEL, links=(LO, PORT), rules=DEFAULT_RULES, forwarding=False)
 
 
 def _hop(*links: LinkSeen, **more: object) -> Sight:
-    sight = Sight(HOP, links=links, rules=DEFAULT_RULES, panel=9, host=8, forwarding=True)
+    sight = Sight(HOP, links=links, panel=9, host=8, forwarding=True)
     return replace(sight, **more)  # type: ignore[arg-type]
 
 
@@ -121,6 +122,16 @@ def test_a_tun_without_owner_or_with_more_than_one_queue_is_foreign() -> None:
 
 def test_a_namespace_with_wrong_settings_is_left_out() -> None:
     assert _seen(_hop(forwarding=None)) == []
+
+
+def test_the_kernels_rules_are_parts_where_a_layout_lists_them() -> None:
+    """In the panel and on the host nobody lists them, so they are passed over there."""
+    assert [part for part in _seen(_hop(rules=DEFAULT_RULES)) if isinstance(part, Rule)] == [
+        Rule(HOP, 0, "", None, 255),
+        Rule(HOP, 32766, "", None, 254),
+    ]
+    host = Sight(HOST, links=(LO,), rules=DEFAULT_RULES)
+    assert _seen(host, replace(PANEL_SEEN, links=(LO,))) == [Namespace(PANEL)]
 
 
 def test_a_bridge_ports_name_fits_and_differs() -> None:
