@@ -31,7 +31,7 @@ def keys_for(layout: Layout) -> dict[str, ServerKeys]:
     return {
         server.name: ServerKeys(
             pair(100 * server.number),
-            "P" * 43 + "=" if server.hop % 3 == 0 else "",
+            "Q" * 43 + "=" if server.hop % 3 == 0 else "",
             tuple(pair(100 * server.number + each) for each in range(1, layout.spec.devices + 1)),
         )
         for server in layout.servers
@@ -82,4 +82,4 @@ def test_keys_do_not_print() -> None:
     layout = Layout(LabSpec())
     text = repr(keys_for(layout))
     assert "S" + "A" * 20 not in text
-    assert "P" * 43 not in text
+    assert "Q" * 43 not in text
