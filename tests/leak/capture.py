@@ -32,6 +32,7 @@ from tests.leak.namespace import Link, inside, read_links
 RING_BYTES = 8 << 20
 
 _SO_ATTACH_FILTER = 26
+_SO_RCVBUFFORCE = 33
 _SOL_PACKET = 263  # linux/if_packet.h from here on
 _PACKET_RX_RING = 5
 _PACKET_STATISTICS = 6
@@ -73,10 +74,12 @@ class Capture:
         self.gone: list[str] = []
         """Interfaces that vanished meanwhile: their counters could not be compared."""
         self.finished = False
-        self._offered = 0
+        self._due = 0
         self._block = 0
         self._counted: dict[int, int] = {}
         self._names: dict[int, list[tuple[float, str]]] = {}
+        self._free_since: dict[int, float] = {}
+        self._events_until = 0.0
         self._spooled = 0
         with contextlib.ExitStack() as closing:
             self._namespace = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -153,7 +156,7 @@ class Capture:
     def name(self, index: int, when: float) -> str:
         """What the interface was called at that time (an index can be used again)."""
         known = self._names.get(index)
-        if known is None:
+        if not known:
             return f"#{index}"
         for since, name in reversed(known):
             if since <= when:
@@ -176,16 +179,17 @@ class Capture:
         self._update_statistics()
         deadline = time.monotonic() + 2.0
         self.drain()
-        while self.frames_received + self.drops < self._offered and time.monotonic() < deadline:
+        while self.frames_received < self._due and time.monotonic() < deadline:
             select.select([self._socket], [], [], 0.05)
             self.drain()
-        # Whatever the kernel offered and nobody collected is lost.
-        self.drops = max(self.drops, self._offered - self.frames_received)
+        # Whatever the kernel handed over and nobody collected is lost, too.
+        self.drops += self._due - self.frames_received
 
     def _new_packets(self, links: dict[int, Link]) -> dict[int, int]:
         self._read_events()
         for index, link in links.items():
-            self._names.setdefault(index, [(0.0, link.name)])
+            if not self._names.get(index):
+                self._names[index] = [(0.0, link.name)]
         for index, link in self._before.items():
             if index not in links:
                 self._note_gone(link.name)
@@ -199,7 +203,7 @@ class Capture:
         """A packet is counted when it is sent, and captured when softirqs get to it."""
         deadline = time.monotonic() + 0.2
         self._update_statistics()
-        while self._offered < packets and time.monotonic() < deadline:
+        while self._due + self.drops < packets and time.monotonic() < deadline:
             time.sleep(0.001)
             self._update_statistics()
 
@@ -216,11 +220,11 @@ class Capture:
         self._spooled += len(block)
 
     def _update_statistics(self) -> None:
-        """Reading resets them (packet(7)), hence the sums. The first one includes the drops."""
+        """Reading resets them (packet(7)), hence the sums. `tp_packets` includes the drops."""
         offered, drops, _ = struct.unpack(
             "=III", self._socket.getsockopt(_SOL_PACKET, _PACKET_STATISTICS, 12)
         )
-        self._offered += offered
+        self._due += offered - drops
         self.drops += drops
 
     def _unpack(self, spool: mmap.mmap, start: int, count: int) -> Iterator[Frame]:
@@ -240,16 +244,27 @@ class Capture:
             start += following
 
     def _read_events(self) -> None:
+        """Learn names. An event has no time of its own, but lies behind the last look."""
+        known_until = self._events_until
+        freed = set()
         while True:
+            now = time.time()
             try:
                 messages = self._events.recv(1 << 16)
             except BlockingIOError:
-                return
+                break
             for kind, index, name in _link_messages(messages):
+                known = self._names.setdefault(index, [])
                 if kind == _RTM_DELLINK:
                     self._note_gone(name)
-                elif self.name(index, time.time()) != name:
-                    self._names.setdefault(index, []).append((time.time(), name))
+                    freed.add(index)
+                elif not known or known[-1][1] != name:
+                    # An index found free at the last look had no frames since; without such a
+                    # look those in between are counted to the new name.
+                    known.append((self._free_since.pop(index, known_until), name))
+                    freed.discard(index)
+        self._free_since.update(dict.fromkeys(freed, now))
+        self._events_until = now
 
     def _note_gone(self, name: str) -> None:
         if name not in self.gone:
@@ -309,6 +324,7 @@ class Sniffer:
 
 def _open_sockets() -> tuple[socket.socket, socket.socket]:
     events = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, 0)
+    events.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, 4 << 20)
     events.bind((0, _RTMGRP_LINK))
     # Protocol 0: nothing is captured before the ring is there.
     return events, socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)

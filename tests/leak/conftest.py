@@ -13,5 +13,5 @@ __all__ = ["oracle", "wires"]
 
 @pytest.fixture
 def wires() -> Iterator[Wires]:
-    with made(f"O{os.getpid()}-") as wires:
+    with made(f"oracle{os.getpid()}-") as wires:
         yield wires

@@ -10,6 +10,7 @@ import ctypes
 import errno
 import os
 import socket
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -70,9 +71,26 @@ def send_frame(interface: str, frame: bytes) -> bool:
             sender.bind((interface, 0))
             if sender.getsockname()[3] not in _ETHERNET_LIKE:
                 return False
-            sender.send(frame)
+            return _send_surely(sender, interface, frame)
         except OSError as error:
             if error.errno in _GONE_OR_DOWN:
                 return False
             raise
-    return True
+
+
+def _send_surely(sender: socket.socket, interface: str, frame: bytes) -> bool:
+    """A link that came up an instant ago takes frames and drops them without a word.
+
+    The kernel gives it a queue only when its link watcher gets to it (net/core/link_watch.c);
+    hence the look at the counter.
+    """
+    index = socket.if_nametoindex(interface)
+    nothing = Link(interface, 0)
+    before = read_links().get(index, nothing).packets
+    deadline = time.monotonic() + 0.5
+    while time.monotonic() < deadline:
+        sender.send(frame)
+        if read_links().get(index, nothing).packets > before:
+            return True
+        time.sleep(0.005)
+    return False

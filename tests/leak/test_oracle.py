@@ -127,8 +127,8 @@ def test_a_flood_tells_how_long_nothing_arrived(oracle: Oracle, wires: Wires) ->
         before = seen.frames_received
         wires.run("box", "sysctl", "-qw", "net.ipv4.ip_forward=1")
         until(lambda: seen.frames_received > before + 300)
-    emission = flood.stop()
-    verdict = oracle.judge()
+    verdict = oracle.judge()  # Ends the flood.
+    emission = flood.emission
     verdict.assert_clean()
     delivery = verdict.delivered[emission.name]
     assert 0.4 < delivery.longest_gap < 2.0
@@ -230,7 +230,7 @@ def test_a_death_of_the_sniffer_makes_the_run_invalid(wires: Wires, tmp_path: Pa
     """Its disk is full: a real death, and one that loses frames."""
     small = tmp_path / "small"
     small.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "O-small", small], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "oracle-small", small], check=True)
     try:
         with Oracle(small) as oracle:
             add_client(oracle, wires)
@@ -248,15 +248,24 @@ def test_a_death_of_the_sniffer_makes_the_run_invalid(wires: Wires, tmp_path: Pa
         subprocess.run(["umount", small], check=True)
 
 
-def test_a_starved_capture_makes_the_run_invalid(oracle: Oracle, wires: Wires) -> None:
+@pytest.mark.parametrize("strict", [True, False])
+def test_a_starved_capture_makes_the_run_invalid(
+    strict: bool, oracle: Oracle, wires: Wires
+) -> None:
     add_client(oracle, wires)
-    watch_far(oracle, wires)
+    allow = [Anything()]
+    oracle.watch(
+        wires.far, "eth0", "X", allow=allow, may_carry_canaries=True, strict_counters=strict
+    )
     with oracle.sniffer.paused():
         many = Udp(FAR_ADDRESS, 9, count=20_000, rate=0, size=1400)
         oracle.send(many, expect=Expect.DELIVERED)
     verdict = oracle.judge()
     assert verdict.outcome is Outcome.INVALID
     assert verdict.drops > 1000
+    counted = [words for words in verdict.why if words.startswith("X: counted but not captured")]
+    assert bool(counted) is strict
+    assert [words for words in verdict.why if words.startswith("X: ") and "dropped" in words]
 
 
 def test_a_namespace_goes_when_it_is_released(oracle: Oracle, wires: Wires) -> None:

@@ -7,7 +7,9 @@ The box routes without any rule, so that every leak can be made on purpose.
 
 from __future__ import annotations
 
+import json
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -71,6 +73,25 @@ def _join(
     for where, name, own in ((place, link, address), (other, other_link, other_address)):
         _run("ip", "-n", where, "address", "add", f"{own}/24", "dev", name)
         _run("ip", "-n", where, "link", "set", name, "up")
+    _wait_until_up(place, link)
+    _wait_until_up(other, other_link)
+
+
+def _wait_until_up(place: str, link: str) -> None:
+    """Before its queue is there a link drops what it is given, and says nothing."""
+    deadline = time.monotonic() + 5
+    while True:
+        shown = subprocess.run(
+            ["ip", "-n", place, "-j", "link", "show", link],
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        (state,) = json.loads(shown.stdout)
+        if state["operstate"] == "UP" and state["qdisc"] != "noop":
+            return
+        assert time.monotonic() < deadline, f"{link} in {place} does not come up"
+        time.sleep(0.005)
 
 
 def _run(*argv: str) -> None:
