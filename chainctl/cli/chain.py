@@ -17,6 +17,8 @@ from chainctl.settings import Settings
 Facts = dict[str, Any]
 
 _NOT_HEALTHY = 1
+_RECENT = 600
+"""Seconds for which a repair is worth a line."""
 
 _json = click.option("--json", "as_json", is_flag=True, help="The same facts as JSON.")
 _file = click.argument(
@@ -292,8 +294,13 @@ def _print_chain(facts: Facts) -> None:
         for row in rows:
             cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
             click.echo("  ".join(cells).rstrip())
-    for repair in facts["repairs"][-3:]:
-        click.echo(f"Note [N501] {repair}; mended.")
+    for note in facts.get("notes", ()):
+        click.echo(f"Note {note}")
+    recent = [entry for entry in facts["repairs"] if entry["seconds_ago"] < _RECENT]
+    for entry in recent[-3:]:
+        click.echo(f"Note [N501] {entry['text']}; mended {entry['seconds_ago']:.0f} s ago.")
+    if len(recent) > 3:
+        click.echo(f"     and {len(recent) - 3} more in the last {_RECENT // 60} minutes.")
     if facts["posture"] != "open" and facts["why_closed"]["hint"]:
         hint = facts["why_closed"]["hint"]
         click.echo(f"Next: {hint}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from chainctl.errors import RefusedByPolicy
+from chainctl.errors import MendFile, RefusedByPolicy
 from chainctl.lab import namespaces, processes
 from chainctl.lab.layout import LabSpec
 from chainctl.lab.making import UAPI_DIR, need_root, uapi_name
@@ -57,9 +57,10 @@ def clear(name: str, *, keep_home: bool = False) -> None:
 
 def _remove_files(home: Path) -> None:
     """The chain file and profiles; folders only when nothing of the user's is in them."""
-    if not (home / "state.json").exists():
+    try:
+        state = load_state(home.name)
+    except MendFile:  # Cut short before anything was written there, or damaged since.
         return
-    state = load_state(home.name)
     folders = {state.directory / parent for path in state.files for parent in path.parents}
     for path in state.files:
         (state.directory / path).unlink(missing_ok=True)

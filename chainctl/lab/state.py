@@ -15,6 +15,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePath
+from typing import Any
 
 from chainctl.errors import MendFile
 from chainctl.lab.layout import LabSpec
@@ -74,7 +75,7 @@ def save_state(state: State) -> None:
 
 
 def load_state(name: str) -> State:
-    """Raises MendFile C602 when there is no such lab."""
+    """Raises MendFile C602 when there is no such lab, C610 when its state is not readable."""
     try:
         data = json.loads((home_of(name) / "state.json").read_text())
     except FileNotFoundError:
@@ -82,18 +83,12 @@ def load_state(name: str) -> State:
         raise MendFile(
             "C602", f"there is no lab {name!r}; labs here: {known}", hint="chainctl lab up"
         ) from None
-    return State(
-        spec=LabSpec(**data["spec"]),
-        directory=Path(data["directory"]),
-        made_directory=data["made_directory"],
-        files=tuple(PurePath(path) for path in data["files"]),
-        wireguard_go=Path(data["wireguard_go"]),
-        complete=data["complete"],
-        keys={name: _keys(value) for name, value in data["keys"].items()},
-        processes={name: Process(**value) for name, value in data["processes"].items()},
-        lines={name: Line(**value) for name, value in data["lines"].items()},
-        uplink=data["uplink"],
-    )
+    except ValueError:
+        raise _unreadable(name) from None
+    try:
+        return _parse_state(data)
+    except (KeyError, TypeError, AttributeError):
+        raise _unreadable(name) from None
 
 
 @contextlib.contextmanager
@@ -126,6 +121,28 @@ def _is_still(home: Path, descriptor: int) -> bool:
         return False
 
 
-def _keys(data: dict[str, object]) -> ServerKeys:
-    pairs = [KeyPair(**pair) for pair in data["devices"]]  # type: ignore[attr-defined]
-    return ServerKeys(KeyPair(**data["own"]), str(data["preshared"]), tuple(pairs))  # type: ignore[arg-type]
+def _unreadable(name: str) -> MendFile:
+    # Written by another version of chainctl, or by hand.
+    return MendFile(
+        "C610", f"the state of the lab {name!r} is not readable", hint=f"chainctl lab down {name}"
+    )
+
+
+def _parse_state(data: Any) -> State:
+    return State(
+        spec=LabSpec(**data["spec"]),
+        directory=Path(data["directory"]),
+        made_directory=data["made_directory"],
+        files=tuple(PurePath(path) for path in data["files"]),
+        wireguard_go=Path(data["wireguard_go"]),
+        complete=data["complete"],
+        keys={name: _keys(value) for name, value in data["keys"].items()},
+        processes={name: Process(**value) for name, value in data["processes"].items()},
+        lines={name: Line(**value) for name, value in data["lines"].items()},
+        uplink=data["uplink"],
+    )
+
+
+def _keys(data: Any) -> ServerKeys:
+    devices = tuple(KeyPair(**pair) for pair in data["devices"])
+    return ServerKeys(KeyPair(**data["own"]), data["preshared"], devices)

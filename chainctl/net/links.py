@@ -7,8 +7,11 @@ The supervisor's plan hands in one part at a time, `make`, `change` and `remove`
 from __future__ import annotations
 
 import errno
+import functools
+import hashlib
 import socket
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import TypeAlias, TypeVar, assert_never
 
 from chainctl.errors import MendHost
@@ -172,6 +175,7 @@ class Links:
                     leg.link,
                     parent=parent.index,
                     namespace=self._namespaces.descriptor(leg.ns),
+                    mac=lasting_mac(leg.ns, leg.link),
                 ),
             )
             return
@@ -186,6 +190,7 @@ class Links:
                 # A smaller one would lower that of the whole bridge.
                 mtu=parent.mtu,
                 master=parent.index,
+                peer_mac=lasting_mac(leg.ns, leg.link),
             ),
         )
         self._without_ipv6(port)
@@ -313,6 +318,24 @@ def _remove_route(route: IPRoute, part: Route) -> None:
 def _route(part: Route) -> rtnl.RouteSeen:
     index = None if part.link is None else _index(part.link)
     return rtnl.RouteSeen(part.table, part.to, index, part.source, part.metric)
+
+
+def lasting_mac(ns: NsName, link: str) -> str:
+    """The same whenever this machine makes the leg: devices keep the gateway's in their caches.
+
+    Locally administered and unicast (IEEE 802, bits 1 and 0 of the first byte).
+    """
+    digest = hashlib.sha256(f"{_machine_id()}/{ns}/{link}".encode()).digest()
+    return ":".join(f"{byte:02x}" for byte in (0x02, *digest[:5]))
+
+
+@functools.cache
+def _machine_id() -> str:
+    """machine-id(5); empty where there is none."""
+    try:
+        return Path("/etc/machine-id").read_text().strip()
+    except OSError:
+        return ""
 
 
 def _index(link: str) -> int:

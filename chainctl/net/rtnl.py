@@ -106,13 +106,19 @@ def add_veth(
     mtu: int | None = None,
     flags: int = 0,
     master: int | None = None,
+    peer_mac: str = "",
 ) -> None:
     """Both ends in one request, so the far one is never anywhere else; `flags` for both."""
     ends: list[tuple[str, Any]] = [("IFLA_MTU", mtu)] if mtu else []
     far = {
         "flags": flags,
         "change": flags,
-        "attrs": [("IFLA_IFNAME", peer), ("IFLA_NET_NS_FD", peer_namespace), *ends],
+        "attrs": [
+            ("IFLA_IFNAME", peer),
+            ("IFLA_NET_NS_FD", peer_namespace),
+            *([("IFLA_ADDRESS", peer_mac)] if peer_mac else []),
+            *ends,
+        ],
     }
     near = [("IFLA_IFNAME", name), *ends]
     if master is not None:
@@ -121,11 +127,16 @@ def add_veth(
     _add_link(route, [*near, _kind("veth", details)], flags=flags)
 
 
-def add_macvlan(route: IPRoute, name: str, *, parent: int, namespace: int) -> None:
+def add_macvlan(route: IPRoute, name: str, *, parent: int, namespace: int, mac: str) -> None:
     """On `parent` of the socket's namespace, at once in the other. Bridge mode: siblings hear
     each other."""
     details = {"attrs": [("IFLA_MACVLAN_MODE", "bridge")]}
-    where = [("IFLA_IFNAME", name), ("IFLA_LINK", parent), ("IFLA_NET_NS_FD", namespace)]
+    where = [
+        ("IFLA_IFNAME", name),
+        ("IFLA_LINK", parent),
+        ("IFLA_NET_NS_FD", namespace),
+        ("IFLA_ADDRESS", mac),
+    ]
     _add_link(route, [*where, _kind("macvlan", details)])
 
 

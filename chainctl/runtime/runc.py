@@ -6,7 +6,7 @@ it, so that whoever comes after a crash sees what is, and `stop` can clean up fr
 
 Two locks keep those apart who start and stop at the same time. Whoever does either holds a lock
 on the directory. A second one, on the file `runc.lock`, is handed on to runc: a runc that
-outlives its caller still holds it, as does the process it was about to make.
+outlives its caller still holds it, and so may the process it was about to make.
 """
 
 from __future__ import annotations

@@ -62,9 +62,7 @@ def gather(file: Path, machine: Machine, journal: Journal) -> Gathered:
     )
 
 
-def _pinned_names(
-    spec: ChainSpec, journal: Journal, *, running: bool
-) -> dict[str, IPv4Address]:
+def _pinned_names(spec: ChainSpec, journal: Journal, *, running: bool) -> dict[str, IPv4Address]:
     """Names are looked up once; while a chain runs nothing is asked in the clear."""
     known = journal.recall(spec.name, "names", {})
     pins = {name: IPv4Address(address) for name, address in known.items()}
@@ -72,7 +70,7 @@ def _pinned_names(
     return dict(pinned.pins)
 
 
-def _nobody(name: str) -> tuple[IPv4Address, ...]:
+def _nobody(_name: str) -> tuple[IPv4Address, ...]:
     """Stands in for the resolver: a server with a new name waits for the next `down`."""
     return ()
 

@@ -63,7 +63,7 @@ from chainctl.net.filter import (
     tun_attached,
 )
 from chainctl.net.layout import layout
-from chainctl.net.links import Links
+from chainctl.net.links import Links, lasting_mac
 from chainctl.net.policy import compile_policy
 from chainctl.net.rtnl import IFF_NOARP, read_links
 from chainctl.net.tables import Tables
@@ -135,6 +135,10 @@ class Machine:
     def device(self, ns: NsName, link: str) -> tuple[int, int]:
         """What tells a link from a later one of the same name: namespace inode and index."""
         return self.namespaces.inode(ns) or 0, self.namespaces.call(ns, partial(_index, link))
+
+    def lan_macs(self, name: str) -> frozenset[str]:
+        """The gateway's own addresses on the LAN, of a chain that is up already or not yet."""
+        return frozenset(lasting_mac(NsName(f"{name}.gateway"), link) for link in ("lan0",))
 
     def shared_parts(self) -> tuple[Key, ...]:
         return (Namespace(PANEL).key, NftTable(PANEL, guard.TABLE, "").key)

@@ -29,7 +29,10 @@ def describe(wanted: Wanted, worker: Worker | None, machine: Machine) -> dict[st
         "why_closed": None if is_open else _why(wanted, state, chain, readings, now),
         "mtu": chain.mtu if chain else None,
         "hops": _hops(chain, readings, now) if chain else [],
-        "repairs": list(state.repairs),
+        "repairs": [
+            {"text": text, "seconds_ago": round(now - at, 1)} for at, text in state.repairs
+        ],
+        "notes": list(state.notes),
     }
     return facts
 

@@ -20,8 +20,11 @@ from typing import Any
 from chainctl.errors import ChainctlError, ChangeServer, RefusedByPolicy
 from chainctl.host import clock
 from chainctl.model.chain import WIREGUARD_OVERHEAD, Chain, Hop
+from chainctl.model.doctor_lan import judge_lan
 from chainctl.model.event import Event
+from chainctl.model.findings import Level, Wish
 from chainctl.model.parts import Part
+from chainctl.net.facts import read_lan
 from chainctl.net.layout import layout
 from chainctl.store.journal import Journal, Wanted
 from chainctl.supervisor.crash import CrashPoints
@@ -72,8 +75,8 @@ class State:
     closed_since: float = 0.0
     problem: ChainctlError | None = None
     """Why it is shut, when something went wrong."""
-    repairs: tuple[str, ...] = ()
-    """What was found wrong and mended last, newest last."""
+    repairs: tuple[tuple[float, str], ...] = ()
+    """(boot time, what was found wrong and mended), newest last."""
     notes: tuple[str, ...] = ()
 
 
@@ -166,6 +169,7 @@ class Worker:
         gathered = gather(file, self._machine, self._journal)
         progress("file", gathered.summary, time.monotonic() - begun)
         wanted = self._journal.want(self.name, file=file, up=True, number=gathered.facts.number)
+        self._look_around(gathered)
         self._reconcile(gathered, wanted, progress)
 
     def _adopt(self) -> None:
@@ -173,6 +177,24 @@ class Worker:
         if wanted is not None and wanted.up:
             gathered = gather(wanted.file, self._machine, self._journal)
             self._reconcile(gathered, wanted, _silent)
+
+    def _look_around(self, gathered: Gathered) -> None:
+        """Find out beside the work what bypasses or disturbs the gateway on the LAN."""
+
+        def look() -> None:
+            lan, network = gathered.spec.lan, gathered.facts.network
+            seen = read_lan(network, lan.interface, lan.address.ip)
+            wish = Wish(lan.interface, lan.address, own_macs=self._machine.lan_macs(self.name))
+            notes = tuple(
+                f"[{finding.code}] {finding.text}"
+                for finding in judge_lan(network, seen, wish)
+                if finding.level >= Level.WARNING
+            )
+            self._update(notes=notes)
+            for text in notes:
+                self._event("lan_note", text)
+
+        threading.Thread(target=look, name=f"lan of {self.name}", daemon=True).start()
 
     def preview(self, file: Path) -> dict[str, Any]:
         """What `up` would do, in words; nothing is changed."""
@@ -330,7 +352,7 @@ class Worker:
                 case CloseGate() | Prove() | OpenGate():
                     continue
             self._event("repaired", what, hop=hop_of(chain, part), code="N501")
-            self._update(repairs=(*self.state.repairs[-9:], what))
+            self._update(repairs=(*self.state.repairs[-19:], (clock.boot_seconds(), what)))
 
     def _observe(self, number: int, chain: Chain | None) -> list[Part]:
         ours = self._journal.recall(self.name, "forwarded_before") is False
