@@ -77,18 +77,16 @@ def save_state(state: State) -> None:
 def load_state(name: str) -> State:
     """Raises MendFile C602 when there is no such lab, C610 when its state is not readable."""
     try:
-        data = json.loads((home_of(name) / "state.json").read_text())
+        return _parse_state(json.loads((home_of(name) / "state.json").read_text()))
     except FileNotFoundError:
         known = ", ".join(all_names()) or "none"
         raise MendFile(
             "C602", f"there is no lab {name!r}; labs here: {known}", hint="chainctl lab up"
         ) from None
-    except ValueError:
-        raise _unreadable(name) from None
-    try:
-        return _parse_state(data)
-    except (KeyError, TypeError, AttributeError):
-        raise _unreadable(name) from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        # Written by another version of chainctl, or by hand.
+        hint = f"chainctl lab down {name}"
+        raise MendFile("C610", f"the state of lab {name!r} is not readable", hint=hint) from None
 
 
 @contextlib.contextmanager
@@ -119,13 +117,6 @@ def _is_still(home: Path, descriptor: int) -> bool:
         return home.stat().st_ino == os.fstat(descriptor).st_ino
     except FileNotFoundError:
         return False
-
-
-def _unreadable(name: str) -> MendFile:
-    # Written by another version of chainctl, or by hand.
-    return MendFile(
-        "C610", f"the state of the lab {name!r} is not readable", hint=f"chainctl lab down {name}"
-    )
 
 
 def _parse_state(data: Any) -> State:

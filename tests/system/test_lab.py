@@ -603,6 +603,16 @@ class TestKilledAnywhere:
             remove(name)
             assert not traces(name, mark)
 
+    @pytest.mark.parametrize("text", ["", "{}", "[]", '{"spec": 1}'])
+    def test_when_its_state_is_damaged(self, name: str, engine: Path, text: str) -> None:
+        Lab.create(LabSpec(name, 1, 0), wireguard_go=engine)
+        (home_of(name) / "state.json").write_text(text)
+        with pytest.raises(MendFile) as caught:
+            Lab.load(name)
+        assert (caught.value.code, caught.value.hint) == ("C610", f"chainctl lab down {name}")
+        assert remove(name)
+        assert not traces(name)
+
     def test_when_its_state_is_lost(self, name: str, engine: Path) -> None:
         mark = secrets.token_hex(8)
         with self.up(name, engine, mark) as process:
