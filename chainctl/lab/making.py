@@ -47,7 +47,8 @@ def prepare(spec: LabSpec, directory: Path, wireguard_go: Path) -> State:
             raise RefusedByPolicy(
                 "C609", f"{directory / path} exists", hint="name another folder with --dir"
             )
-    state = State(spec, directory, not directory.exists(), tuple(files), wireguard_go, keys=keys)
+    engine = wireguard_go.absolute()
+    state = State(spec, directory, not directory.exists(), tuple(files), engine, keys=keys)
     save_state(state)
     for folder in ("log", "run", "state"):
         (home / folder).mkdir(mode=0o700)
