@@ -25,7 +25,7 @@ demo: need-root ## show a three-hop chain at work in a small fake internet
 	@scripts/setup.sh run build
 	@$(MAKE) --no-print-directory -C bpf
 	@.venv/bin/chainctl images build
-	@.venv/bin/chainctl lab demo
+	@.venv/bin/chainctl demo
 
 check: ## lint, types, import directions, form of the C code, what may not be committed
 	@scripts/setup.sh check

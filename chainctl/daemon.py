@@ -67,6 +67,7 @@ def serve(
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     with supervisor(settings) as running:
+        settings.pid_path.write_text(f"{os.getpid()}\n")
         settings.socket_path.unlink(missing_ok=True)
         with _Server(str(settings.socket_path), running, stop, until_idle) as server:
             settings.socket_path.chmod(0o600)
@@ -79,6 +80,7 @@ def serve(
             server.shutdown()
         idle = running.idle
     settings.socket_path.unlink(missing_ok=True)
+    settings.pid_path.unlink(missing_ok=True)
     if until_idle and idle:
         sweep_out(settings)
 

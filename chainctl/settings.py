@@ -42,5 +42,10 @@ class Settings:
         return self.run_dir / "supervisor.sock"
 
     @property
+    def pid_path(self) -> Path:
+        """The supervisor's pid, for people; the lock is elsewhere (`chainctl.daemon`)."""
+        return self.run_dir / "supervisor.pid"
+
+    @property
     def journal_path(self) -> Path:
         return self.state_dir / "journal.sqlite"

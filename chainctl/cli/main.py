@@ -24,6 +24,7 @@ _COMMANDS = {
     "open": ("Let traffic through again, once every hop is proved.", "chain"),
     "serve": ("Run the supervisor in this process.", "serve"),
     "doctor": ("Check what this machine has and lacks for a chain.", "doctor"),
+    "demo": ("Show a three-hop chain at work in a lab; leaves nothing behind.", "demo"),
     "lab": ("A small fake internet in network namespaces.", "lab"),
     "images": ("Build and check the images hops run from.", "images"),
 }
