@@ -226,6 +226,17 @@ def test_headers_may_lie_in_pieces(joined: Wire) -> None:
         assert receiver.recv(9000) == data
 
 
+def test_a_frame_arrives_as_the_receiver_s_own(joined: Wire) -> None:
+    """Legs know no neighbours, so the MAC address of a frame is never the receiver's."""
+    with (
+        joined.namespaces.raw("a", "up0") as sender,
+        joined.namespaces.raw("b", "up0") as receiver,
+    ):
+        sender.send(frame(ipv4(A, B, UDP, udp(LEFT, RIGHT))))
+        _, (_, _, packet_type, *_) = receiver.recvfrom(100)
+    assert packet_type == socket.PACKET_HOST
+
+
 def test_too_long_for_the_far_leg(joined: Wire) -> None:
     joined.panel.put_port(joined.a, Port(256, A, 1000, PortMode.TUPLE, 0, 0))
     assert joined.carries(size=1000 - 28)
@@ -286,7 +297,7 @@ def test_the_gate_closes_by_itself(joined: Wire) -> None:
     while Reason.DROP_GATE not in joined.panel.counters():
         joined.left.sendto(b"x", (str(B), RIGHT))
         last = boot_ns()
-    assert 0 <= last - closing < 100_000_000
+    assert 0 <= last - closing < 1_000_000_000  # the rest is waiting for a processor
     assert not joined.carries()
     assert not joined.carries(back=True)
 
