@@ -109,7 +109,7 @@ def answer(running: Supervisor, request: Facts, send: Send) -> Any:
             names = names or running.names()
             for name in names:
                 running.down(name, progress)
-            return names
+            return {"down": names, "ending": False}
         case {"do": "close", "chain": str(name)}:
             running.close_gate(name)
             return running.status(name)
@@ -172,6 +172,7 @@ class _Handler(socketserver.StreamRequestHandler):
                 request = json.loads(line)
                 done = answer(self.server.running, request, self._send)
                 if request["do"] == "down" and self.server.until_idle and self.server.running.idle:
+                    done["ending"] = True
                     self.server.stop.set()
                 self._send({"done": done})
             except Exception as error:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import select
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from chainctl.settings import Settings
 
 Facts = dict[str, Any]
 
+_END_PATIENCE = 10.0
 _START_PATIENCE = 20.0
 """Seconds a supervisor may take until it listens."""
 
@@ -62,6 +65,20 @@ def ask(settings: Settings, request: Facts, progress: Callable[[Facts], None]) -
         "the supervisor went away before it was done",
         hint="run the command again: it goes on where it stopped",
     )
+
+
+@contextlib.contextmanager
+def watched(settings: Settings) -> Iterator[Callable[[], object]]:
+    """Yields what waits until the supervisor that runs now has ended, at most 10 s."""
+    try:
+        handle = os.pidfd_open(int(settings.pid_path.read_text()))
+    except (OSError, ValueError):
+        yield lambda: None
+        return
+    try:
+        yield lambda: bool(select.select([handle], [], [], _END_PATIENCE))
+    finally:
+        os.close(handle)
 
 
 def start(settings: Settings) -> None:

@@ -57,9 +57,13 @@ def down(chain: str | None, as_json: bool) -> None:
     settings = Settings.load()
     request = {"do": "down", "chains": [chain] if chain else []}
     if client.is_running(settings):
-        names = _request(settings, request, as_json)
+        with client.watched(settings) as wait_for_end:
+            answer = _request(settings, request, as_json)
+            names = answer["down"]
+            if answer["ending"]:
+                wait_for_end()
     else:
-        names = _without_supervisor(settings, request, as_json)
+        names = _without_supervisor(settings, request, as_json)["down"]
     if as_json:
         print_json({"down": names})
     elif not names:
@@ -220,6 +224,9 @@ def _status_without_supervisor(settings: Settings, chain: str) -> list[Facts]:
 
 
 def _print_step(step: Facts) -> None:
+    if step["step"] == "note":
+        click.echo(f"Note {step['text']}")
+        return
     took = step["seconds"]
     time_text = f"{took * 1000:.0f} ms" if took < 10 else f"{took:.1f} s"
     ok = not step["text"].endswith("does not answer")

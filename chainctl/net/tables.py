@@ -1,15 +1,17 @@
 """The driver for nft tables, and for our one rule in Docker's chain.
 
 A table is changed by flushing and refilling it in one transaction: its chains and sets stay,
-so nothing passes and nothing is lost in between. To see whether somebody changed a table, the
-listing the kernel gave right after we wrote it is remembered as a hash, on tmpfs; a lost hash
-only means that the table is written again.
+so nothing passes and nothing is lost in between. Only where its chains differ (an exit hop that
+becomes a middle one) it is deleted and made in one transaction. To see whether somebody
+changed a table, the listing the kernel gave right after we wrote it is remembered as a hash, on
+tmpfs; a lost hash only means that the table is written again.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from functools import partial
@@ -40,7 +42,9 @@ class Tables:
     def write(self, part: NftTable) -> None:
         """Create or replace. Raises NftError C305; then the old rules stay in force."""
         name = f"inet {part.table}"
-        commands = f"add table {name}\nflush table {name}\ntable {name} {{\n{part.rules}\n}}\n"
+        before = self._remembered(part.ns, part.table).get("rules", "")
+        clear = "flush" if _chains(before) == _chains(part.rules) else "delete"
+        commands = f"add table {name}\n{clear} table {name}\ntable {name} {{\n{part.rules}\n}}\n"
 
         def write() -> str:
             nft.apply(commands)
@@ -62,10 +66,7 @@ class Tables:
             listing = self._namespaces.call(ns, partial(nft.read_table, "inet", table))
             if listing is None:
                 continue
-            try:
-                remembered = json.loads(self._file(ns, table).read_bytes())
-            except (OSError, ValueError):
-                remembered = {}
+            remembered = self._remembered(ns, table)
             ours = remembered.get("listing") == _hash(listing)
             yield NftTable(ns, table, remembered["rules"] if ours else CHANGED)
 
@@ -122,8 +123,20 @@ class Tables:
         rules = [item["rule"] for item in answer["nftables"] if "rule" in item]
         return [rule for rule in rules if rule.get("comment") == _comment(part)]
 
+    def _remembered(self, ns: NsName, table: str) -> dict[str, str]:
+        try:
+            remembered: dict[str, str] = json.loads(self._file(ns, table).read_bytes())
+        except (OSError, ValueError):
+            return {}
+        return remembered
+
     def _file(self, ns: NsName, table: str) -> Path:
         return self._memory / f"{ns}@{table}"
+
+
+def _chains(rules: str) -> list[tuple[str, ...]]:
+    """Name and place of each chain; the kernel keeps both for the chain's life."""
+    return re.findall(r"chain (\S+) \{\s+(type [^;]+;)", rules)
 
 
 def _comment(part: DockerRule) -> str:

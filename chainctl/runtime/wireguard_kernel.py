@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import ctypes
 import functools
 import os
@@ -13,7 +14,7 @@ from pyroute2 import IPRoute, NetlinkError, WireGuard
 
 from chainctl.errors import MendHost
 from chainctl.model.chain import Engine
-from chainctl.model.wireguard import WireGuardConfig, key_bytes
+from chainctl.model.wireguard import WireGuardConfig, clamped, key_bytes
 from chainctl.runtime.wireguard import EVERYTHING, NO_KEY, Reading, WireGuardStatus
 
 T = TypeVar("T")
@@ -46,9 +47,11 @@ class KernelWireGuard:
         for other in _peer_keys(list(netlink.info(self._link))):
             if key_bytes(other) != key_bytes(config.peer_public_key):
                 netlink.set(self._link, peer={"public_key": other, "remove": True})
+        # A key that differs from the one it shows, if only by clamping, ends all sessions.
+        private_key = clamped(key_bytes(config.private_key.reveal()))
         netlink.set(
             self._link,
-            private_key=config.private_key.reveal(),
+            private_key=base64.b64encode(private_key).decode(),
             listen_port=config.listen_port,
             peer={
                 "public_key": config.peer_public_key,

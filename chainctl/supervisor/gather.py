@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
@@ -31,7 +32,17 @@ class Gathered:
 
     @property
     def notices(self) -> tuple[str, ...]:
-        return tuple(str(notice) for notice in self.spec.notices)
+        """What the profiles say and chainctl does differently, and what names stand for."""
+        names = tuple(f"{name} is {address}" for name, address in self.facts.names.items())
+        first = {notice.code: notice for notice in reversed(list(self.spec.notices))}
+        count = Counter(notice.code for notice in self.spec.notices)
+        return (
+            *(
+                f"{notice} (and {count[code] - 1} more like it)" if count[code] > 1 else str(notice)
+                for code, notice in sorted(first.items())
+            ),
+            *names,
+        )
 
     def with_path_mtu(self, path_mtu: int) -> Gathered:
         return replace(self, facts=replace(self.facts, path_mtu=path_mtu))

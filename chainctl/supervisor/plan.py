@@ -125,10 +125,14 @@ def _repairs(want: Sequence[Part], have: Sequence[Part], shared: Collection[Key]
         for part in sorted(removed, key=_removal_rank)
         if _carries_traffic(part) or not _goes_with(part, ports) & doomed
     ]
+    # With the last address of a link the kernel drops every route by it (fib_disable_ip).
+    bare = {("by", part.ns, part.link) for part in removed if isinstance(part, Address)}
     standing = {
         part.key: part
         for part in have
-        if part.key not in doomed and not _goes_with(part, ports) & doomed
+        if part.key not in doomed
+        and not _goes_with(part, ports) & doomed
+        and not (isinstance(part, Route) and ("by", part.ns, part.link) in bare)
     }
     for part in want:
         current = standing.get(part.key)

@@ -168,9 +168,11 @@ class Worker:
         begun = time.monotonic()
         gathered = gather(file, self._machine, self._journal)
         progress("file", gathered.summary, time.monotonic() - begun)
+        for notice in gathered.notices:
+            progress("note", notice, 0.0)
         wanted = self._journal.want(self.name, file=file, up=True, number=gathered.facts.number)
         self._look_around(gathered)
-        self._reconcile(gathered, wanted, progress)
+        self._reconcile(gathered, wanted, progress, asked=True)
 
     def _adopt(self) -> None:
         wanted = self._journal.chain(self.name)
@@ -209,7 +211,9 @@ class Worker:
                 self._machine.configure(before)
         return describe_plan(chain, before, steps)
 
-    def _reconcile(self, gathered: Gathered, wanted: Wanted, progress: Progress) -> None:
+    def _reconcile(
+        self, gathered: Gathered, wanted: Wanted, progress: Progress, *, asked: bool = False
+    ) -> None:
         """Walk the spine until the measured path MTU no longer changes the chain."""
         for _ in range(3):
             chain = resolve(gathered.spec, gathered.facts)
@@ -221,13 +225,16 @@ class Worker:
             self._journal.remember(self.name, "uplink", chain.uplink.interface)
             self._update(chain=chain)
             try:
-                self._converge(chain, wanted, progress)
+                self._converge(chain, wanted, progress, asked=asked)
             except _PathMtuIsSmaller as smaller:
                 gathered = gathered.with_path_mtu(smaller.path_mtu)
             else:
                 return
 
-    def _converge(self, chain: Chain, wanted: Wanted, progress: Progress) -> None:
+    def _converge(
+        self, chain: Chain, wanted: Wanted, progress: Progress, *, asked: bool = False
+    ) -> None:
+        """`asked`: somebody wants the change, so what differs is no repair."""
         begun = time.monotonic()
         if self._machine.gate_until(chain.number) <= clock.boot_ns():
             progress("shut", "LAN closed before anything starts", time.monotonic() - begun)
@@ -238,7 +245,8 @@ class Worker:
             gate_open=self._gate_is_open(chain),
             open_wanted=not wanted.closed,
         )
-        self._say_repairs(chain, steps)
+        if not asked:
+            self._say_repairs(chain, steps)
         self._executor.execute(
             steps,
             number=chain.number,
@@ -387,7 +395,7 @@ class Worker:
         if wanted is None or not wanted.up or self.state.chain is None:
             raise RefusedByPolicy("C501", f"the chain {self.name} is not up", hint="chainctl up")
         wanted = self._journal.want(self.name, closed=False)
-        self._converge(self.state.chain, wanted, progress)
+        self._converge(self.state.chain, wanted, progress, asked=True)
 
     def _proved_at(self, chain: Chain) -> float:
         """When the hop that was heard longest ago was heard."""
