@@ -78,8 +78,7 @@ class Capture:
         self._block = 0
         self._counted: dict[int, int] = {}
         self._names: dict[int, list[tuple[float, str]]] = {}
-        self._free_since: dict[int, float] = {}
-        self._events_until = 0.0
+        self._looked_at = 0.0
         self._spooled = 0
         with contextlib.ExitStack() as closing:
             self._namespace = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -245,26 +244,20 @@ class Capture:
 
     def _read_events(self) -> None:
         """Learn names. An event has no time of its own, but lies behind the last look."""
-        known_until = self._events_until
-        freed = set()
+        last_look = self._looked_at
         while True:
             now = time.time()
             try:
                 messages = self._events.recv(1 << 16)
             except BlockingIOError:
-                break
+                self._looked_at = now
+                return
             for kind, index, name in _link_messages(messages):
                 known = self._names.setdefault(index, [])
                 if kind == _RTM_DELLINK:
                     self._note_gone(name)
-                    freed.add(index)
                 elif not known or known[-1][1] != name:
-                    # An index found free at the last look had no frames since; without such a
-                    # look those in between are counted to the new name.
-                    known.append((self._free_since.pop(index, known_until), name))
-                    freed.discard(index)
-        self._free_since.update(dict.fromkeys(freed, now))
-        self._events_until = now
+                    known.append((last_look, name))
 
     def _note_gone(self, name: str) -> None:
         if name not in self.gone:

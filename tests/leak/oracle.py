@@ -60,21 +60,24 @@ _Key: TypeAlias = tuple[int, int]
 class Sending:
     """Canaries on their way, until `wait` or `stop` says how many went out."""
 
-    def __init__(self, emission: Emission, process: subprocess.Popen[str]) -> None:
+    def __init__(self, emission: Emission, process: subprocess.Popen[bytes]) -> None:
         self.emission = emission
         self.process = process
+        self._reported = False
         assert process.stdout is not None
+        # Unbuffered: what `readline` took in beyond the line would be lost to `communicate`.
         self._first_line = process.stdout.readline()
 
     def wait(self, timeout: float = 660.0) -> Emission:
         """Returns when all are sent, which takes ten minutes at most; the second time at once."""
-        if self.process.returncode is None:
+        if not self._reported:
             try:
                 rest, complaints = self.process.communicate(timeout=timeout)
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 rest, complaints = self.process.communicate()
-            self._note(self._first_line + rest, complaints)
+            self._reported = True
+            self._note((self._first_line + rest).decode(), complaints.decode())
         return self.emission
 
     def stop(self) -> Emission:
@@ -86,7 +89,8 @@ class Sending:
     def _note(self, output: str, complaints: str) -> None:
         *_, last = output.splitlines() or [""]
         if not last.startswith("{"):
-            self.emission.errors.append(f"the sender died: {complaints.strip()[-300:]}")
+            died = f"the sender died with status {self.process.returncode}"
+            self.emission.errors.append(f"{died}: {complaints.strip()[-300:]}")
             return
         report = json.loads(last)
         self.emission.sent = report["sent"]
@@ -201,13 +205,12 @@ class Oracle:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            text=True,
+            bufsize=0,
         )
         assert process.stdin is not None
         # A sender that could not start says so when it is waited for.
         with contextlib.suppress(BrokenPipeError):
-            process.stdin.write(json.dumps(order.spelled(canary, who)) + "\n")
-            process.stdin.flush()
+            process.stdin.write(json.dumps(order.spelled(canary, who)).encode() + b"\n")
         self._sendings[title] = Sending(emission, process)
         return self._sendings[title]
 

@@ -184,6 +184,15 @@ def test_a_sender_that_dies_is_no_pass(oracle: Oracle, wires: Wires) -> None:
     assert oracle.judge().outcome is Outcome.ERROR
 
 
+def test_the_report_of_a_sender_that_ended_long_ago_is_read(oracle: Oracle, wires: Wires) -> None:
+    add_client(oracle, wires)
+    watch_far(oracle, wires)
+    sending = oracle.start(Udp(FAR_ADDRESS, 9, count=3, rate=0), expect=Expect.DELIVERED)
+    until(lambda: sending.process.poll() is not None)
+    assert sending.stop().sent == 3
+    oracle.judge().assert_clean()
+
+
 def test_what_had_to_arrive_and_did_not_is_no_pass(oracle: Oracle, wires: Wires) -> None:
     add_client(oracle, wires)
     watch_far(oracle, wires)
@@ -321,6 +330,28 @@ def test_an_index_that_is_used_again_has_its_new_name(oracle: Oracle, wires: Wir
     verdict = oracle.judge()
     verdict.assert_clean()
     assert verdict.frames["old"] == 0
+
+
+def test_a_name_holds_from_the_look_before_it_was_heard_of(wires: Wires, tmp_path: Path) -> None:
+    """Frames come before anybody has read that their interface is a new one."""
+    with contextlib.closing(Capture(wires.box, tmp_path)) as capture:
+        times = []
+        for name in ("old", "new"):
+            wires.run("box", "ip", "link", "add", name, "index", "4000", "type", "bridge")
+            times.append(time.time())
+            capture.drain()
+            times.append(time.time())
+            wires.run("box", "ip", "link", "del", name)
+            capture.drain()
+        assert [capture.name(4000, when) for when in times] == ["old", "old", "new", "new"]
+
+
+def test_a_link_without_its_other_end_takes_no_control(oracle: Oracle, wires: Wires) -> None:
+    wires.run("box", "ip", "link", "set", "up0", "down")
+    with wires.far.open("rb") as far:
+        assert not inside(far.fileno(), partial(send_frame, "eth0", ethernet(b"x" * 46)))
+    with pytest.raises(ValueError, match="no frame can be sent from eth0"):
+        oracle.control("X", wires.far, "eth0")
 
 
 @pytest.mark.parametrize("kind", KINDS)
