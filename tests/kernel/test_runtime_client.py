@@ -421,7 +421,7 @@ def test_killed_at_any_moment_can_be_started_again(rig: Rig) -> None:
 
 
 def test_a_container_that_was_made_and_never_started_is_no_client(rig: Rig) -> None:
-    """Its process holds the lock that runc was given, and waits for ever."""
+    """Its process waits for ever, maybe with the lock that runc was given."""
     rig.clients.start(rig.spec())
     rig.clients.stop("rig.left")
     pid = half_start(rig)
@@ -471,6 +471,20 @@ def test_words_of_runc_are_handed_on(rig: Rig, tmp_path: Path) -> None:
         rig.clients.start(replace(rig.spec(), argv=("/usr/bin/nothing",)))
     assert caught.value.code == "C542"
     assert "/usr/bin/nothing" in caught.value.message
+
+
+def test_without_usable_cgroups_nothing_is_started(rig: Rig) -> None:
+    """The only place to take them away is a mount namespace of its own."""
+    words = (
+        f"from pathlib import Path; from chainctl.runtime.runc import Clients;"
+        f"from chainctl.settings import Settings;"
+        f"Clients(Settings(run_dir=Path({str(rig.settings.run_dir)!r}))).stop('rig.left')"
+    )
+    script = f'umount --recursive --lazy /sys/fs/cgroup && exec {sys.executable} -c "$0"'
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", script, words], capture_output=True, text=True
+    )
+    assert "[C541]" in done.stderr
 
 
 def test_a_configuration_that_is_refused_is_the_servers_fault(rig: Rig) -> None:

@@ -78,7 +78,7 @@ def pack(folder: Path, argv: Sequence[str]) -> Path:
     busybox = shutil.which("busybox")
     assert busybox, "busybox is not installed"
     shutil.copy(busybox, root / "bin/busybox")
-    for name in ("sh", "mount", "mkdir", "modprobe", "cat", "cp", "chroot", "poweroff", "echo"):
+    for name in ("sh", "mount", "umount", "mkdir", "modprobe", "cat", "cp", "switch_root"):
         (root / "bin" / name).symlink_to("busybox")
     (root / "sbin/modprobe").symlink_to("/bin/busybox")  # kernel.modprobe
     for module in module_files():
