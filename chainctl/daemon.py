@@ -63,9 +63,14 @@ def serve(
     `until_idle`: also end when the last chain was taken down, and leave nothing in `run_dir`.
     `then` runs once the socket listens, in the calling thread (for `up --foreground`).
     """
-    stop = threading.Event()
+    stop, told = threading.Event(), threading.Event()
+
+    def end(*_: object) -> None:
+        told.set()
+        stop.set()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+        signal.signal(number, end)
     with supervisor(settings) as running:
         settings.pid_path.write_text(f"{os.getpid()}\n")
         settings.socket_path.unlink(missing_ok=True)
@@ -77,6 +82,10 @@ def serve(
             if then is not None:
                 then(running)
             stop.wait()
+            while not told.is_set() and not running.idle:
+                # Somebody brought a chain up right after the last one went down.
+                stop.clear()
+                stop.wait()
             server.shutdown()
         idle = running.idle
     settings.socket_path.unlink(missing_ok=True)

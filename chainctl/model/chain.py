@@ -194,6 +194,12 @@ class Chain:
         return mtu
 
     @property
+    def path(self) -> str:
+        """What the path MTU was measured for: another uplink or guard has another."""
+        endpoint = self.hops[0].tunnel.endpoint
+        return f"{self.uplink.interface} {self.uplink.mtu} {endpoint}"
+
+    @property
     def mtu(self) -> int:
         """What a LAN device can send at once, in bytes."""
         return self.tunnel_mtu(self.exit, self.exit.tunnel)

@@ -44,8 +44,9 @@ class Gathered:
             *names,
         )
 
-    def with_path_mtu(self, path_mtu: int) -> Gathered:
-        return replace(self, facts=replace(self.facts, path_mtu=path_mtu))
+    def with_path_mtu(self, path: str, mtu: int) -> Gathered:
+        known = {**self.facts.path_mtus, path: mtu}
+        return replace(self, facts=replace(self.facts, path_mtus=known))
 
 
 def gather(file: Path, machine: Machine, journal: Journal) -> Gathered:
@@ -68,7 +69,7 @@ def gather(file: Path, machine: Machine, journal: Journal) -> Gathered:
             engine=machine.engine(),
             image=machine.image().digest,
             forwarded_before=_forwarded_before(spec, network, journal),
-            path_mtu=journal.recall(spec.name, "path_mtu"),
+            path_mtus=journal.recall(spec.name, "path_mtus", {}),
         ),
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address
 
 from chainctl.errors import ChangeServer, MendHost
@@ -41,8 +41,8 @@ class Facts:
     image: str
     """Digest of the image clients run from."""
     forwarded_before: bool
-    path_mtu: int | None = None
-    """Measured to hop 1's server, in bytes; None: not measured, the interface's own counts."""
+    path_mtus: Mapping[str, int] = field(default_factory=dict)
+    """`Chain.path` -> bytes, as measured; on other paths the interface's own MTU counts."""
 
 
 def resolve(spec: ChainSpec, facts: Facts) -> Chain:
@@ -69,8 +69,9 @@ def resolve(spec: ChainSpec, facts: Facts) -> Chain:
         hops=hops,
         wires=spec.wires,
         resolver=spec.dns_upstream or hops[-1].tunnel.resolver,
-        path_mtu=min(facts.path_mtu or uplink.mtu, uplink.mtu),
+        path_mtu=uplink.mtu,
     )
+    chain = replace(chain, path_mtu=min(facts.path_mtus.get(chain.path, uplink.mtu), uplink.mtu))
     if chain.mtu < MINIMUM_MTU:
         raise MendHost(
             "C402",

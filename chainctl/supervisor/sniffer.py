@@ -16,6 +16,7 @@ import random
 import select
 import socket
 import threading
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address
@@ -104,11 +105,13 @@ class Sniffer:
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._epoll.register(self._wake_read, select.EPOLLIN)
         self._stopped = False
+        self._halt = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="sniffer", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
         self._stopped = True
+        self._halt.set()
         self._wake()
         self._thread.join()
         for key in list(self._watches):
@@ -180,12 +183,17 @@ class Sniffer:
 
     def _loop(self) -> None:
         while not self._stopped:
-            for fd, _ in self._epoll.poll(self._until_due()):
-                if fd == self._wake_read:
-                    self._drain()
-                else:
-                    self._hear(fd)
-            self._ask_due()
+            try:
+                for fd, _ in self._epoll.poll(self._until_due()):
+                    if fd == self._wake_read:
+                        self._drain()
+                    else:
+                        self._hear(fd)
+                self._ask_due()
+            except Exception as error:
+                # Without this thread every gate would stay shut for no reason anybody sees.
+                traceback.print_exception(error)
+                self._halt.wait(INTERVAL)
 
     def _until_due(self) -> float:
         now = clock.boot_seconds()

@@ -51,13 +51,9 @@ class Supervisor:
 
     def down(self, name: str, progress: Progress) -> None:
         """Idempotent: a chain that is not there leaves nothing to do."""
-        with self._lock:
-            worker = self._workers.pop(name, None)
-        worker = worker or self._new_worker(name)
         try:
-            worker.down(progress)
+            self._worker(name).down(progress)
         finally:
-            worker.stop()
             self._journal.flush()
 
     def close_gate(self, name: str) -> None:
@@ -99,14 +95,11 @@ class Supervisor:
     def _worker(self, name: str) -> Worker:
         with self._lock:
             if name not in self._workers:
-                self._workers[name] = self._new_worker(name)
+                self._workers[name] = Worker(
+                    name,
+                    machine=self._machine,
+                    journal=self._journal,
+                    sniffer=self._sniffer,
+                    crash=self._crash,
+                )
             return self._workers[name]
-
-    def _new_worker(self, name: str) -> Worker:
-        return Worker(
-            name,
-            machine=self._machine,
-            journal=self._journal,
-            sniffer=self._sniffer,
-            crash=self._crash,
-        )

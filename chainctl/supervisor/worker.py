@@ -227,7 +227,7 @@ class Worker:
             try:
                 self._converge(chain, wanted, progress, asked=asked)
             except _PathMtuIsSmaller as smaller:
-                gathered = gathered.with_path_mtu(smaller.path_mtu)
+                gathered = gathered.with_path_mtu(chain.path, smaller.path_mtu)
             else:
                 return
 
@@ -270,9 +270,10 @@ class Worker:
         if reading.last_heard < asked:
             progress(hop.name, f"{hop.tunnel.server} does not answer", took)
             raise self._no_answer(chain, hop, reading, took)
-        if hop.number == 1 and self._journal.recall(self.name, "path_mtu") is None:
+        known = self._journal.recall(self.name, "path_mtus", {})
+        if hop.number == 1 and chain.path not in known:
             path_mtu = self._measure(chain, hop)
-            self._journal.remember(self.name, "path_mtu", path_mtu)
+            self._journal.remember(self.name, "path_mtus", {**known, chain.path: path_mtu})
             if path_mtu < chain.path_mtu:
                 raise _PathMtuIsSmaller(path_mtu)
         progress(hop.name, f"{hop.tunnel.server} answers both ways", took)
@@ -306,24 +307,25 @@ class Worker:
 
     def _look(self) -> None:
         """Keep the gate open while every hop is proved; mend what is not as it should be."""
-        chain = self.state.chain
-        if chain is None:
-            return
         wanted = self._journal.chain(self.name)
         if wanted is None or not wanted.up:
             return
-        now = clock.boot_seconds()
-        if self.state.problem is None:
+        now, chain = clock.boot_seconds(), self.state.chain
+        if chain is None:
+            if now >= self._retry_at:
+                self._adopt()
+        elif self.state.problem is None:
             self._keep_gate(chain, wanted, now)
+            if now - self._looked_at >= _LOOK_EVERY:
+                self._looked_at = now
+                self._repair(chain, wanted)
         elif now >= self._retry_at:
             self._converge(chain, wanted, _silent)
-            return
-        if now - self._looked_at >= _LOOK_EVERY:
-            self._looked_at = now
-            self._repair(chain, wanted)
 
     def _keep_gate(self, chain: Chain, wanted: Wanted, now: float) -> None:
         if wanted.closed:
+            if self._gate_is_open(chain):
+                self._machine.close_gate(chain.name, chain.number)
             return
         proved = self._proved_at(chain)
         if now - proved < FRESH:
@@ -387,6 +389,9 @@ class Worker:
         progress("down", f"{len(steps)} parts taken away", time.monotonic() - begun)
 
     def _closed_by_hand(self) -> None:
+        # Once more: this thread may have refreshed the gate after `close` shut it.
+        wanted = self._journal.want(self.name, closed=True)
+        self._machine.close_gate(self.name, wanted.number)
         self._update(closed_since=clock.boot_seconds())
         self._event("gate_closed", "shut by hand", code="N502")
 
@@ -421,8 +426,6 @@ class Worker:
 
     def _remember_problem(self, error: ChainctlError) -> None:
         """Try again later, more and more rarely, at most every 30 s."""
-        if self.state.chain is None:
-            return
         self._failures += 1
         self._retry_at = clock.boot_seconds() + min(30.0, 0.5 * 2**self._failures)
         self._update(problem=error, closed_since=self.state.closed_since or clock.boot_seconds())
