@@ -125,6 +125,9 @@ def answer(running: Supervisor, request: Facts, send: Send) -> Any:
         case {"do": "open", "chain": str(name)}:
             running.open_gate(name, progress)
             return running.status(name)
+        case {"do": "rotate", "chain": str(name), "hop": str(hop), "to": str(to)}:
+            running.rotate(name, hop, to, progress)
+            return running.status(name)
         case {"do": "status", "chain": str(name)}:
             return running.status(name)
         case {"do": "plan", "file": str(file)}:

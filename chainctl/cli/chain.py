@@ -36,16 +36,16 @@ def up(file: Path, foreground: bool, as_json: bool) -> None:
 
     Run it again after changing the file: only what changed is touched.
     """
-    _needs_root()
+    needs_root()
     _must_exist(file)
     settings = Settings.load()
-    request = {"do": "up", "file": str(file.absolute())}
+    wish = {"do": "up", "file": str(file.absolute())}
     if foreground:
-        _serve_here(settings, request, as_json)
+        _serve_here(settings, wish, as_json)
         return
     if not client.is_running(settings):
         client.start(settings)
-    _report_chains(_request(settings, request, as_json), as_json)
+    report_chains(request(settings, wish, as_json), as_json)
 
 
 @click.command()
@@ -53,17 +53,17 @@ def up(file: Path, foreground: bool, as_json: bool) -> None:
 @_json
 def down(chain: str | None, as_json: bool) -> None:
     """Take CHAIN down (all chains when none is named) and leave the machine as it was."""
-    _needs_root()
+    needs_root()
     settings = Settings.load()
-    request = {"do": "down", "chains": [chain] if chain else []}
+    wish = {"do": "down", "chains": [chain] if chain else []}
     if client.is_running(settings):
         with client.watched(settings) as wait_for_end:
-            answer = _request(settings, request, as_json)
+            answer = request(settings, wish, as_json)
             names = answer["down"]
             if answer["ending"]:
                 wait_for_end()
     else:
-        names = _without_supervisor(settings, request, as_json)["down"]
+        names = _without_supervisor(settings, wish, as_json)["down"]
     if as_json:
         print_json({"down": names})
     elif not names:
@@ -78,13 +78,13 @@ def down(chain: str | None, as_json: bool) -> None:
 @_json
 def status(chain: str | None, watch: bool, as_json: bool) -> None:
     """Say whether CHAIN is open, and what each hop does."""
-    _needs_root()
+    needs_root()
     settings = Settings.load()
     while True:
         chains = _status(settings, chain or "")
         if watch and not as_json:
             click.clear()
-        _report_chains(chains, as_json, exit_by_health=not watch)
+        report_chains(chains, as_json, exit_by_health=not watch)
         if not watch:
             return
         time.sleep(1)
@@ -111,14 +111,14 @@ def open_(chain: str | None, as_json: bool) -> None:
 @_json
 def plan(file: Path, as_json: bool) -> None:
     """Show what `up` would change for FILE, and change nothing."""
-    _needs_root()
+    needs_root()
     _must_exist(file)
     settings = Settings.load()
-    request = {"do": "plan", "file": str(file.absolute())}
+    wish = {"do": "plan", "file": str(file.absolute())}
     if client.is_running(settings):
-        facts = _request(settings, request, as_json)
+        facts = request(settings, wish, as_json)
     else:
-        facts = _without_supervisor(settings, request, as_json)
+        facts = _without_supervisor(settings, wish, as_json)
     if as_json:
         print_json(facts)
         return
@@ -127,14 +127,14 @@ def plan(file: Path, as_json: bool) -> None:
 
 
 def _gate(do: str, chain: str | None, as_json: bool) -> None:
-    _needs_root()
+    needs_root()
     settings = Settings.load()
-    name = chain or _only_chain(settings)
-    chains = _request(settings, {"do": do, "chain": name}, as_json)
-    _report_chains(chains, as_json, exit_by_health=do == "open")
+    name = chain or only_chain(settings)
+    chains = request(settings, {"do": do, "chain": name}, as_json)
+    report_chains(chains, as_json, exit_by_health=do == "open")
 
 
-def _only_chain(settings: Settings) -> str:
+def only_chain(settings: Settings) -> str:
     names = [entry["chain"] for entry in _status(settings, "")]
     if len(names) == 1:
         return str(names[0])
@@ -143,15 +143,16 @@ def _only_chain(settings: Settings) -> str:
     raise MendFile("C507", f"say which chain: {', '.join(names)}")
 
 
-def _request(settings: Settings, request: Facts, as_json: bool) -> Any:
+def request(settings: Settings, wish: Facts, as_json: bool) -> Any:
+    """Ask the supervisor and print progress; what it refuses is printed and ends the command."""
     try:
-        return client.ask(settings, request, _silent if as_json else _print_step)
+        return client.ask(settings, wish, _silent if as_json else _print_step)
     except client.Reported as error:
         _report_failure(error.facts, as_json)
         raise click.exceptions.Exit(error.exit_status) from None
 
 
-def _without_supervisor(settings: Settings, request: Facts, as_json: bool) -> Any:
+def _without_supervisor(settings: Settings, wish: Facts, as_json: bool) -> Any:
     """The same code in this process; it ends with the command."""
     from chainctl import daemon
 
@@ -161,7 +162,7 @@ def _without_supervisor(settings: Settings, request: Facts, as_json: bool) -> An
 
     with daemon.supervisor(settings) as running:
         try:
-            answer = daemon.answer(running, request, send)
+            answer = daemon.answer(running, wish, send)
         except Exception as error:
             facts = daemon.describe_error(error)
             _report_failure(facts, as_json)
@@ -172,15 +173,15 @@ def _without_supervisor(settings: Settings, request: Facts, as_json: bool) -> An
     return answer
 
 
-def _serve_here(settings: Settings, request: Facts, as_json: bool) -> None:
+def _serve_here(settings: Settings, wish: Facts, as_json: bool) -> None:
     from chainctl import daemon
 
     def bring_up(running: Any) -> None:
         try:
             chains = daemon.answer(
-                running, request, lambda m: None if as_json else _print_step(m["progress"])
+                running, wish, lambda m: None if as_json else _print_step(m["progress"])
             )
-            _report_chains(chains, as_json, exit_by_health=False)
+            report_chains(chains, as_json, exit_by_health=False)
         except Exception as error:
             _report_failure(daemon.describe_error(error), as_json)
 
@@ -262,7 +263,7 @@ def _report_failure(facts: Facts, as_json: bool) -> None:
             click.echo(f"Run: {hint}" if hint.startswith("chainctl ") else hint, err=True)
 
 
-def _report_chains(chains: list[Facts], as_json: bool, *, exit_by_health: bool = True) -> None:
+def report_chains(chains: list[Facts], as_json: bool, *, exit_by_health: bool = True) -> None:
     if as_json:
         print_json({"chains": chains})
     elif not chains:
@@ -313,7 +314,7 @@ def _print_chain(facts: Facts) -> None:
         click.echo(f"Next: {hint}")
 
 
-def _needs_root() -> None:
+def needs_root() -> None:
     if os.geteuid() != 0:
         raise MendHost("C306", "this needs root", hint="run it again with sudo")
 

@@ -22,6 +22,7 @@ _COMMANDS = {
     "status": ("Say whether the chain is open, and what each hop does.", "chain"),
     "close": ("Shut the gate now; it stays shut until `open`.", "chain"),
     "open": ("Let traffic through again, once every hop is proved.", "chain"),
+    "rotate": ("Replace the server of a hop by another one of its pool.", "rotate"),
     "serve": ("Run the supervisor in this process.", "serve"),
     "doctor": ("Check what this machine has and lacks for a chain.", "doctor"),
     "demo": ("Show a three-hop chain at work in a lab; leaves nothing behind.", "demo"),

@@ -88,6 +88,11 @@ class Hop:
         """The tunnel that carries traffic."""
         return next(tunnel for tunnel in self.tunnels if tunnel.slot is self.active)
 
+    @property
+    def candidate(self) -> Tunnel | None:
+        """The other one: coming up, standing by, or draining."""
+        return next((tunnel for tunnel in self.tunnels if tunnel.slot is not self.active), None)
+
 
 @dataclass(frozen=True)
 class Lan:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 from chainctl.errors import MendFile
 from chainctl.host.resolver import lookup_ipv4
 from chainctl.model.facts import NetworkFacts
+from chainctl.model.selection import HopSelection
 from chainctl.net.facts import read_network
 from chainctl.spec.chain_file import load_chain_file
 from chainctl.spec.model import ChainSpec
@@ -44,6 +46,10 @@ class Gathered:
             *names,
         )
 
+    def with_selection(self, hop: str, chosen: HopSelection) -> Gathered:
+        selection = {**self.facts.selection, hop: chosen}
+        return replace(self, facts=replace(self.facts, selection=selection))
+
     def with_path_mtu(self, path: str, mtu: int) -> Gathered:
         known = {**self.facts.path_mtus, path: mtu}
         return replace(self, facts=replace(self.facts, path_mtus=known))
@@ -64,7 +70,7 @@ def gather(file: Path, machine: Machine, journal: Journal) -> Gathered:
         Facts(
             number=number,
             network=network,
-            selection=journal.recall(spec.name, "selection", {}),
+            selection=recall_selection(spec.name, journal),
             names=names,
             engine=machine.engine(),
             image=machine.image().digest,
@@ -72,6 +78,15 @@ def gather(file: Path, machine: Machine, journal: Journal) -> Gathered:
             path_mtus=journal.recall(spec.name, "path_mtus", {}),
         ),
     )
+
+
+def recall_selection(name: str, journal: Journal) -> dict[str, HopSelection]:
+    """What was chosen earlier; anything that is no selection counts as nothing chosen."""
+    found = {}
+    for hop, value in journal.recall(name, "selection", {}).items():
+        with suppress(KeyError, TypeError, AttributeError):
+            found[hop] = HopSelection.from_json(value)
+    return found
 
 
 def _pinned_names(spec: ChainSpec, journal: Journal, *, running: bool) -> dict[str, IPv4Address]:

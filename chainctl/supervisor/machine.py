@@ -216,9 +216,7 @@ class Machine:
             if address is not None:
                 yield TunFilter(part.ns, part.link, address)
         by_inode = {self.namespaces.inode(part.ns): part.ns for part in tunnels}
-        for client, running in self._clients.observe().items():
-            if not client.startswith(f"{name}."):
-                continue
+        for client, running in self._clients.observe(f"{name}.").items():
             if running is None:
                 yield Client(client, NsName("?"), "?", -1, "?")
                 continue

@@ -90,15 +90,20 @@ def plan(
     shared: Collection[Key] = (),
     gate_open: bool = False,
     open_wanted: bool = True,
+    beside: bool = False,
 ) -> tuple[Step, ...]:
     """The steps from `have` to `want`; empty when there is nothing to do.
 
     `hops`: numbers to prove, outside-in, before the gate opens (none: it stays shut).
     `shared`: keys that other chains need too; they are made, changed, never removed.
+    `beside`: the change does not touch what carries traffic (a tunnel comes up or goes in the
+    other slot, or traffic is sent to it in one transaction), so the gate stays as it is.
     `gate_open`: the gate lets traffic pass now. `open_wanted`: it should.
     """
     have = tuple(have)
     steps = _repairs(want, have, shared)
+    if beside:
+        return tuple(steps)
     opens = bool(hops) and open_wanted
     closing: list[Step] = [CloseGate()] if gate_open and (steps or not opens) else []
     proving: list[Step] = []

@@ -22,9 +22,11 @@ from chainctl.model.chain import (
 )
 from chainctl.model.facts import Known, NetworkFacts
 from chainctl.model.parts import LanMode
+from chainctl.model.selection import HopSelection
 from chainctl.model.wireguard import WireGuardConfig
 from chainctl.spec.model import ChainSpec, HopSpec, LanSpec, ServerProfile
 from chainctl.spec.pins import address_of, usable
+from chainctl.supervisor.choose import Candidate
 
 
 @dataclass(frozen=True)
@@ -33,8 +35,8 @@ class Facts:
 
     number: int
     network: NetworkFacts
-    selection: Mapping[str, str]
-    """Hop name -> server, as chosen earlier. A hop or server that is no more is passed over."""
+    selection: Mapping[str, HopSelection]
+    """By hop name, as chosen earlier. A hop or server that is no more is passed over."""
     names: Mapping[str, IPv4Address]
     """Host names of endpoints -> the addresses they are pinned to."""
     engine: Engine
@@ -56,9 +58,9 @@ def resolve(spec: ChainSpec, facts: Facts) -> Chain:
             hint=f"take a larger network for wires: each chain needs {LEGS_PER_CHAIN} addresses",
         )
     uplink = _uplink(spec, facts)
-    servers = choose_servers(spec, facts.selection, facts.names)
+    selection = settle(spec, facts.selection, facts.names)
     hops = tuple(
-        Hop(number, hop.name, (_tunnel(facts, number, servers[hop.name]),), Slot.A)
+        _hop(facts, number, hop, selection[hop.name])
         for number, hop in enumerate(spec.hops, start=1)
     )
     chain = Chain(
@@ -82,20 +84,46 @@ def resolve(spec: ChainSpec, facts: Facts) -> Chain:
     return chain
 
 
-def choose_servers(
-    spec: ChainSpec, selection: Mapping[str, str], names: Mapping[str, IPv4Address]
-) -> dict[str, ServerProfile]:
-    """The servers chosen earlier where they are still in the pool, else the first not taken."""
-    chosen: dict[str, ServerProfile] = {}
+def settle(
+    spec: ChainSpec, selection: Mapping[str, HopSelection], names: Mapping[str, IPv4Address]
+) -> dict[str, HopSelection]:
+    """The selection as far as the pools still allow it; else the first server not taken.
+
+    No address serves two hops, nor two slots of one.
+    """
+    settled: dict[str, HopSelection] = {}
     taken: set[IPv4Address] = set()
     for hop in spec.hops:
-        free = [(profile, at) for profile, at in usable(hop, names) if at not in taken]
-        if not free:
-            raise _pool_exhausted(hop)
-        earlier = [pair for pair in free if pair[0].name == selection.get(hop.name)]
-        chosen[hop.name], address = (earlier or free)[0]
-        taken.add(address)
-    return chosen
+        chosen = selection.get(hop.name, HopSelection())
+        there = {profile.name: address for profile, address in usable(hop, names)}
+        servers: dict[Slot, str] = {}
+        for slot in (chosen.active, chosen.spare):
+            server = chosen.servers.get(slot, "")
+            if server in there and there[server] not in taken:
+                servers[slot] = server
+                taken.add(there[server])
+        if chosen.active not in servers:
+            free = [server for server, address in there.items() if address not in taken]
+            if not free:
+                raise _pool_exhausted(hop)
+            servers[chosen.active] = free[0]
+            taken.add(there[free[0]])
+        settled[hop.name] = HopSelection(chosen.active, servers)
+    return settled
+
+
+def candidates(hop: HopSpec, names: Mapping[str, IPv4Address]) -> tuple[Candidate, ...]:
+    """What a hop may choose from, as `choose` wants it."""
+    return tuple(Candidate(profile.name, address) for profile, address in usable(hop, names))
+
+
+def _hop(facts: Facts, number: int, spec: HopSpec, chosen: HopSelection) -> Hop:
+    profiles = {profile.name: profile for profile in spec.pool}
+    tunnels = tuple(
+        _tunnel(facts, number, profiles[server], slot)
+        for slot, server in sorted(chosen.servers.items(), key=lambda pair: pair[0].value)
+    )
+    return Hop(number, spec.name, tunnels, chosen.active)
 
 
 def _pool_exhausted(hop: HopSpec) -> ChangeServer:
@@ -108,12 +136,12 @@ def _pool_exhausted(hop: HopSpec) -> ChangeServer:
     )
 
 
-def _tunnel(facts: Facts, number: int, profile: ServerProfile) -> Tunnel:
+def _tunnel(facts: Facts, number: int, profile: ServerProfile, slot: Slot) -> Tunnel:
     address = address_of(profile, facts.names)
-    assert address is not None, "choose_servers passes over servers without an address"
+    assert address is not None, "settle passes over servers without an address"
     config = WireGuardConfig(
         private_key=profile.private_key,
-        listen_port=source_port(facts.number, number, Slot.A),
+        listen_port=source_port(facts.number, number, slot),
         peer_public_key=profile.peer_public_key,
         preshared=profile.preshared,
         endpoint=address,
@@ -122,7 +150,7 @@ def _tunnel(facts: Facts, number: int, profile: ServerProfile) -> Tunnel:
     )
     return Tunnel(
         server=profile.name,
-        slot=Slot.A,
+        slot=slot,
         address=profile.addresses[0].ip,
         resolver=profile.dns[0] if profile.dns else None,
         config=config,

@@ -11,13 +11,14 @@ A handshake is no proof: a tunnel with a wrong MTU shakes hands and carries noth
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import select
 import socket
 import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address
 
@@ -25,11 +26,12 @@ from chainctl.host import clock
 from chainctl.host.netns import Namespaces
 from chainctl.model.parts import NsName
 from chainctl.supervisor.icmp import parse_answer, render_echo
+from chainctl.supervisor.suspicion import NEVER_HEARD, Behaviour, is_dead
 
-INTERVAL = 0.5
+INTERVAL = 0.25
 """Seconds between two questions to a hop that answers."""
-BURST_INTERVAL = 0.05
-"""Seconds between two questions while somebody waits for an answer."""
+BURST_INTERVAL = 0.04
+"""Seconds between two questions while an answer is awaited or overdue."""
 
 _NOWHERE = IPv4Address("192.0.2.1")
 """TEST-NET-1 (RFC 5737): with TTL 1 the packet ends at the server in any case."""
@@ -69,12 +71,23 @@ class Reading:
     last_heard: float = 0.0
     silent_since: float = 0.0
     """When the first question went out that nothing has answered since; 0: none."""
-    rtt: float = 0.0
-    """Smoothed round-trip time in seconds (RFC 6298's 1/8)."""
+    behaviour: Behaviour = NEVER_HEARD
+    questions: tuple[float, ...] = ()
+    """When each question went out that came after what was heard last."""
     unanswered: int = 0
     """Questions since something was last heard."""
     sizes: tuple[int, ...] = ()
     """Packet sizes in bytes that were answered, of those tried by `measure`."""
+
+    @property
+    def rtt(self) -> float:
+        """Smoothed round-trip time in seconds; 0: never heard."""
+        return self.behaviour.mean
+
+    def overdue(self, now: float) -> int:
+        """Questions that this hop would have answered by now, as it usually is."""
+        late = self.behaviour.late
+        return sum(now - asked > late for asked in self.questions)
 
 
 @dataclass
@@ -85,12 +98,17 @@ class _Watch:
     reading: Reading = Reading()
     sequence: int = 0
     due: float = 0.0
+    """Boot time of the next question."""
+    late: float = math.inf
+    """Boot time at which the last one is overdue; an answer to it clears this."""
     works: int | None = None
     """Index of the question that was answered last."""
     pending: dict[int, tuple[float, int, int]] = field(default_factory=dict)
     """Sequence -> (sent at, question, size)."""
     waiting: int = 0
     """How many callers wait for an answer now: ask fast."""
+    alarm: Callable[[], None] = lambda: None
+    """Called when the hop looks dead, from the sniffer's thread; must not block."""
 
 
 class Sniffer:
@@ -120,8 +138,11 @@ class Sniffer:
         os.close(self._wake_read)
         os.close(self._wake_write)
 
-    def watch(self, key: str, place: Place) -> None:
-        """Ask at `place` from now on; what was known under `key` for another place is gone."""
+    def watch(self, key: str, place: Place, alarm: Callable[[], None] = lambda: None) -> None:
+        """Ask at `place` from now on; what was known under `key` for another place is gone.
+
+        `alarm` is called from this object's thread, again and again while the hop looks dead.
+        """
         known = self._watches.get(key)
         if known is not None and known.place == place:
             return
@@ -129,7 +150,7 @@ class Sniffer:
         sock = self._namespaces.call(place.ns, lambda: _open(place))
         with self._changed:
             identifier = random.SystemRandom().randrange(1, 1 << 16)
-            watch = _Watch(place, sock, identifier)
+            watch = _Watch(place, sock, identifier, alarm=alarm)
             self._watches[key] = self._by_fd[sock.fileno()] = watch
             self._epoll.register(sock.fileno(), select.EPOLLIN)
         self._wake()
@@ -145,6 +166,11 @@ class Sniffer:
 
     def forget_all(self, prefix: str) -> None:
         for key in [key for key in self._watches if key.startswith(prefix)]:
+            self.forget(key)
+
+    def keep_only(self, prefix: str, keys: Container[str]) -> None:
+        """Forget what is watched under `prefix` and not in `keys`."""
+        for key in [key for key in self._watches if key.startswith(prefix) and key not in keys]:
             self.forget(key)
 
     def reading(self, key: str) -> Reading:
@@ -198,16 +224,29 @@ class Sniffer:
     def _until_due(self) -> float:
         now = clock.boot_seconds()
         with self._changed:
-            dues = [watch.due for watch in self._watches.values()]
+            dues = [min(watch.due, watch.late) for watch in self._watches.values()]
         return max(0.0, min([*(due - now for due in dues), INTERVAL]))
 
     def _ask_due(self) -> None:
         now = clock.boot_seconds()
         with self._changed:
             for watch in self._watches.values():
-                if watch.due <= now:
+                if min(watch.due, watch.late) <= now:
                     self._ask(watch, None)
-                    watch.due = now + (BURST_INTERVAL if watch.waiting else INTERVAL)
+                    watch.due = now + self._pause(watch, now)
+                    watch.late = now + watch.reading.behaviour.late
+
+    def _pause(self, watch: _Watch, now: float) -> float:
+        """Ask fast while somebody waits, and while an answer is overdue: is it dead?"""
+        reading = watch.reading
+        overdue = reading.overdue(now) if reading.last_heard else 0
+        silence = now - reading.silent_since
+        if overdue and is_dead(reading.behaviour, silence=silence, overdue=overdue):
+            watch.alarm()
+            return INTERVAL
+        if watch.waiting or overdue:
+            return BURST_INTERVAL
+        return INTERVAL
 
     def _ask(self, watch: _Watch, size: int | None) -> None:
         """Send what has worked, or every question while nothing has."""
@@ -232,6 +271,7 @@ class Sniffer:
             sent=reading.sent + 1,
             unanswered=reading.unanswered + 1,
             silent_since=reading.silent_since or now,
+            questions=(*reading.questions[-_REMEMBERED:], now),
         )
 
     def _hear(self, fd: int) -> None:
@@ -258,14 +298,15 @@ class Sniffer:
         }
         now = clock.boot_seconds()
         rtt, reading = now - sent_at, watch.reading
-        watch.works = question
+        watch.works, watch.late = question, math.inf
         watch.reading = replace(
             reading,
             heard=reading.heard + 1,
             last_heard=now,
             silent_since=0.0,
             unanswered=0,
-            rtt=rtt if not reading.rtt else reading.rtt + (rtt - reading.rtt) / 8,
+            questions=(),
+            behaviour=reading.behaviour.after(rtt),
             sizes=(*reading.sizes, size) if size else reading.sizes,
         )
         self._changed.notify_all()

@@ -62,6 +62,9 @@ class Supervisor:
     def open_gate(self, name: str, progress: Progress) -> None:
         self._existing(name).open(progress)
 
+    def rotate(self, name: str, hop: str, to: str, progress: Progress) -> None:
+        self._existing(name).rotate(hop, to, progress)
+
     @property
     def idle(self) -> bool:
         """No chain is wanted."""

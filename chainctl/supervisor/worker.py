@@ -9,31 +9,36 @@ and recovery after a crash are the same walk.
 from __future__ import annotations
 
 import queue
+import random
 import threading
 import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
-from chainctl.errors import ChainctlError, ChangeServer, RefusedByPolicy
+from chainctl.errors import ChainctlError, ChangeServer, MendFile, RefusedByPolicy
 from chainctl.host import clock
-from chainctl.model.chain import WIREGUARD_OVERHEAD, Chain, Hop
+from chainctl.model.chain import WIREGUARD_OVERHEAD, Chain, Hop, Tunnel
 from chainctl.model.doctor_lan import judge_lan
 from chainctl.model.event import Event
 from chainctl.model.findings import Level, Wish
 from chainctl.model.parts import Part
+from chainctl.model.selection import HopSelection
 from chainctl.net.facts import read_lan
 from chainctl.net.layout import layout
 from chainctl.store.journal import Journal, Wanted
+from chainctl.supervisor.choose import Candidate, Strike, order_candidates
 from chainctl.supervisor.crash import CrashPoints
 from chainctl.supervisor.execute import Executor, Progress
 from chainctl.supervisor.gather import Gathered, gather
 from chainctl.supervisor.machine import Machine
 from chainctl.supervisor.plan import Change, CloseGate, Make, OpenGate, Prove, Remove, Step, plan
-from chainctl.supervisor.resolve import resolve
+from chainctl.supervisor.resolve import candidates, resolve
 from chainctl.supervisor.sniffer import Place, Reading, Sniffer
+from chainctl.supervisor.verdict import outermost_dead
 from chainctl.supervisor.words import describe_part, describe_plan, hop_of
 
 FRESH = 2.0
@@ -43,6 +48,15 @@ GATE_TIMEOUT = 4.0
 PATIENCE = 12.0
 """Seconds a hop has to answer for the first time; a lost first handshake costs 5."""
 
+ROTATIONS_PER_HOP, ROTATIONS_PER_CHAIN = 6, 12
+"""Changes of server within an hour after which a chain stays shut and says so: whoever can
+make servers fail must not choose the next one (Tor proposal 241).
+"""
+DRAIN = 2.0
+"""Seconds a replaced tunnel still takes what its server sends back."""
+
+_CANDIDATE_PATIENCE = 1.5
+"""Seconds a server has to answer that comes up beside the one it may replace."""
 _TICK = 0.5
 _LOOK_EVERY = 1.0
 _LADDER = (1500, 1492, 1480, 1472, 1460, 1440, 1420, 1400, 1380, 1360, 1320, 1280, 1200, 1000, 576)
@@ -102,7 +116,13 @@ class Worker:
         self._looked_at = 0.0
         self._retry_at = 0.0
         self._failures = 0
-        self._started = clock.boot_seconds()
+        self._gathered: Gathered | None = None
+        self._alarmed = threading.Event()
+        self._dice = random.SystemRandom()
+        self._changes: list[tuple[float, str]] = []
+        self._fruitless = 0
+        self._next_rotation = 0.0
+        self._retiring: tuple[float, str] | None = None
         self._thread = threading.Thread(target=self._run, name=f"chain {name}", daemon=True)
         self._thread.start()
 
@@ -218,12 +238,11 @@ class Worker:
         for _ in range(3):
             chain = resolve(gathered.spec, gathered.facts)
             self._machine.configure(chain)
-            self._journal.remember(
-                self.name, "selection", {hop.name: hop.tunnel.server for hop in chain.hops}
-            )
+            gathered = self._settle(gathered, chain)
             self._journal.remember(self.name, "forwarded_before", chain.uplink.forwarded_before)
             self._journal.remember(self.name, "uplink", chain.uplink.interface)
             self._update(chain=chain)
+            self._gathered = gathered
             try:
                 self._converge(chain, wanted, progress, asked=asked)
             except _PathMtuIsSmaller as smaller:
@@ -254,16 +273,42 @@ class Worker:
             prove=lambda number: self._prove(chain, chain.hops[number - 1], progress),
             open_gate=lambda: self._open_gate(chain, progress),
         )
-        for hop in chain.hops:
-            self._sniffer.watch(self._key(hop), self._place(chain, hop))
+        self._watch(chain)
         self._update(problem=None)
         self._failures = 0
+
+    def _settle(self, gathered: Gathered, chain: Chain) -> Gathered:
+        """Write down what `resolve` chose, so that the next walk chooses the same."""
+        for hop in chain.hops:
+            servers = {tunnel.slot: tunnel.server for tunnel in hop.tunnels}
+            gathered = gathered.with_selection(hop.name, HopSelection(hop.active, servers))
+        chosen = gathered.facts.selection
+        names = {hop.name for hop in chain.hops}
+        self._journal.remember(
+            self.name,
+            "selection",
+            {name: chosen[name].to_json() for name in chosen if name in names},
+        )
+        return gathered
+
+    def _watch(self, chain: Chain) -> None:
+        """Ask every hop through the tunnel that carries traffic, and no tunnel that is gone."""
+        wanted = {self._key(hop): hop for hop in chain.hops}
+        for key, hop in wanted.items():
+            self._sniffer.watch(key, self._place(chain, hop, hop.tunnel), self._alarm)
+        self._sniffer.keep_only(f"{self.name}/", wanted)
+
+    def _alarm(self) -> None:
+        """On the sniffer's thread: have a look now, not at the next tick."""
+        if not self._alarmed.is_set():
+            self._alarmed.set()
+            self._queue.put(_Request(self._look))
 
     def _prove(self, chain: Chain, hop: Hop, progress: Progress) -> None:
         """Two-way through the hop's tunnel, hence through every hop outside it."""
         begun = time.monotonic()
         key = self._key(hop)
-        self._sniffer.watch(key, self._place(chain, hop))
+        self._sniffer.watch(key, self._place(chain, hop, hop.tunnel), self._alarm)
         asked = clock.boot_seconds()
         reading = self._sniffer.prove(key, patience=PATIENCE)
         took = time.monotonic() - begun
@@ -307,6 +352,7 @@ class Worker:
 
     def _look(self) -> None:
         """Keep the gate open while every hop is proved; mend what is not as it should be."""
+        self._alarmed.clear()
         wanted = self._journal.chain(self.name)
         if wanted is None or not wanted.up:
             return
@@ -316,9 +362,15 @@ class Worker:
                 self._adopt()
         elif self.state.problem is None:
             self._keep_gate(chain, wanted, now)
-            if now - self._looked_at >= _LOOK_EVERY:
+            dead = outermost_dead([self._sniffer.reading(self._key(h)) for h in chain.hops], now)
+            if self._retiring and now >= self._retiring[0]:
+                name, self._retiring = self._retiring[1], None
+                self._retire(chain, next(hop for hop in chain.hops if hop.name == name))
+            elif now - self._looked_at >= _LOOK_EVERY:
                 self._looked_at = now
                 self._repair(chain, wanted)
+            elif dead is not None and now >= self._next_rotation:
+                self._fail_over(chain, chain.hops[dead])
         elif now >= self._retry_at:
             self._converge(chain, wanted, _silent)
 
@@ -368,6 +420,167 @@ class Worker:
         ours = self._journal.recall(self.name, "forwarded_before") is False
         uplink = self._journal.recall(self.name, "uplink", "") if ours else ""
         return self._machine.observe(self.name, number, chain, uplink)
+
+    def rotate(self, hop: str, to: str, progress: Progress) -> None:
+        """Replace the server of `hop` by `to`, or by whichever comes next, now."""
+        self._submit(lambda: self._rotate_by_hand(hop, to, progress))
+
+    def _rotate_by_hand(self, name: str, to: str, progress: Progress) -> None:
+        chain = self.state.chain
+        if chain is None or self.state.problem is not None:
+            raise RefusedByPolicy(
+                "C420", f"the chain {self.name} is not up and proved", hint="chainctl status"
+            )
+        hop = next((hop for hop in chain.hops if hop.name == name), None)
+        if hop is None:
+            known = ", ".join(hop.name for hop in chain.hops)
+            raise MendFile("C421", f"there is no hop {name!r}: this chain has {known}")
+        choice = [one for one in self._candidates(chain, hop) if to in ("", one.server)]
+        if not choice:
+            raise ChangeServer(
+                "C422",
+                f"{to} is not a server this hop may use now" if to else "no other server is left",
+                hint="chainctl status",
+                where=f"hop {name}",
+            )
+        if not self._replace(chain, hop, choice[0], planned=True, progress=progress):
+            raise ChangeServer(
+                "C423",
+                f"{choice[0].server} does not answer; {hop.tunnel.server} stays",
+                hint="choose another with --to",
+                where=f"hop {name}",
+            )
+
+    def _fail_over(self, chain: Chain, hop: Hop) -> None:
+        """Replace the server of a dead hop by the first candidate that answers."""
+        self._event("hop_dead", self._silence(chain, hop), hop=hop.name, code="C410")
+        self._strike(hop.tunnel.endpoint)
+        for candidate in self._candidates(chain, hop):
+            if self._rotations_left(hop) <= 0:
+                self._hold(hop, "too many changes of server within an hour")
+                return
+            if self._replace(chain, hop, candidate, planned=False, progress=_silent):
+                self._fruitless = 0
+                return
+            if not self._sniffer.reading(self._key(hop)).silent_since:
+                self._event("hop_back", f"{hop.tunnel.server} answers again", hop=hop.name)
+                return
+        self._hold(hop, "no server of its pool answers")
+
+    def _hold(self, hop: Hop, why: str) -> None:
+        """Stay shut and try again later, at random moments more and more rarely."""
+        self._fruitless += 1
+        pause = self._dice.uniform(0.5, min(60.0, 2.0**self._fruitless))
+        self._next_rotation = clock.boot_seconds() + pause
+        self._event("rotation_held", f"{why}; next try in {pause:.0f} s", hop=hop.name, code="C424")
+
+    def _candidates(self, chain: Chain, hop: Hop) -> tuple[Candidate, ...]:
+        gathered = self._gathered
+        assert gathered is not None, "a chain was resolved from it"
+        return order_candidates(
+            candidates(gathered.spec.hops[hop.number - 1], gathered.facts.names),
+            taken={tunnel.endpoint for each in chain.hops for tunnel in each.tunnels},
+            strikes=self._strikes(),
+            now=clock.wall_seconds(),
+            dice=self._dice,
+        )
+
+    def _replace(
+        self,
+        chain: Chain,
+        hop: Hop,
+        candidate: Candidate,
+        *,
+        planned: bool,
+        progress: Progress,
+    ) -> bool:
+        """Make before break: the candidate comes up in the other slot and has to answer before
+        one nft transaction sends traffic its way. What was heard meanwhile vetoes a repair.
+        """
+        begun = time.monotonic()
+        trial = self._adjusted(chain, hop, lambda chosen: chosen.with_candidate(candidate.server))
+        beside = trial.hops[hop.number - 1]
+        tunnel = beside.candidate
+        assert tunnel is not None
+        key, place = self._key(beside, tunnel), self._place(trial, beside, tunnel)
+        self._sniffer.watch(key, place, self._alarm)
+        reading = self._sniffer.prove(key, patience=_CANDIDATE_PATIENCE)
+        back = not self._sniffer.reading(self._key(hop)).silent_since
+        if not reading.last_heard or (back and not planned):
+            if not reading.last_heard:
+                self._strike(tunnel.endpoint)
+                self._event("candidate_silent", f"{tunnel.server} does not answer", hop=hop.name)
+            self._adjusted(trial, hop, HopSelection.alone)
+            self._watch(self._chain)
+            return False
+        switched = self._adjusted(trial, hop, HopSelection.switched)
+        took = time.monotonic() - begun
+        self._event(
+            "server_replaced",
+            f"{hop.tunnel.server} -> {tunnel.server}",
+            hop=hop.name,
+            code="N420" if planned else "N421",
+        )
+        progress(hop.name, f"{hop.tunnel.server} -> {tunnel.server}", took)
+        self._changes.append((clock.boot_seconds(), hop.name))
+        if not planned:
+            self._retire(switched, hop)
+        else:
+            self._retiring = (clock.boot_seconds() + DRAIN, hop.name)
+        return True
+
+    def _retire(self, chain: Chain, hop: Hop) -> None:
+        """Take away the tunnel that no longer carries traffic."""
+        self._adjusted(chain, hop, HopSelection.alone)
+        self._watch(self._chain)
+
+    def _adjusted(
+        self, chain: Chain, hop: Hop, change: Callable[[HopSelection], HopSelection]
+    ) -> Chain:
+        """The chain with another selection for one hop, carried out beside running traffic.
+
+        Compared with what should be there, not with what is: the next look finds the rest.
+        """
+        gathered = self._gathered
+        assert gathered is not None, "a chain was resolved from it"
+        chosen = change(gathered.facts.selection[hop.name])
+        gathered = gathered.with_selection(hop.name, chosen)
+        new = resolve(gathered.spec, gathered.facts)
+        self._machine.configure(new)
+        self._gathered = self._settle(gathered, new)
+        self._update(chain=new)
+        self._executor.execute(
+            plan(layout(new), layout(chain), beside=True),
+            number=new.number,
+            chain=new,
+            prove=_never,
+            open_gate=_never_open,
+        )
+        return new
+
+    @property
+    def _chain(self) -> Chain:
+        chain = self.state.chain
+        assert chain is not None, "only asked while a chain is up"
+        return chain
+
+    def _strike(self, server: IPv4Address) -> None:
+        strikes = self._strikes()
+        now = clock.wall_seconds()
+        strikes[server] = strikes.get(server, Strike(0.0, now)).another(now)
+        values = {str(at): [strike.weight, strike.at] for at, strike in strikes.items()}
+        self._journal.remember("", "strikes", values)
+
+    def _strikes(self) -> dict[IPv4Address, Strike]:
+        """Shared by all chains of this machine."""
+        kept = self._journal.recall("", "strikes", {})
+        return {IPv4Address(at): Strike(*values) for at, values in kept.items()}
+
+    def _rotations_left(self, hop: Hop) -> int:
+        hour = clock.boot_seconds() - 3600
+        self._changes = [(at, name) for at, name in self._changes if at > hour]
+        of_hop = sum(name == hop.name for _, name in self._changes)
+        return min(ROTATIONS_PER_HOP - of_hop, ROTATIONS_PER_CHAIN - len(self._changes))
 
     def _down(self, progress: Progress) -> None:
         begun = time.monotonic()
@@ -443,14 +656,14 @@ class Worker:
     def _event(self, kind: str, text: str, *, hop: str = "", code: str = "") -> None:
         self._journal.append(Event(kind, self.name, text, hop=hop, code=code))
 
-    def _place(self, chain: Chain, hop: Hop) -> Place:
-        tunnel, ns = hop.tunnel, chain.namespace(hop)
+    def _place(self, chain: Chain, hop: Hop, tunnel: Tunnel) -> Place:
+        ns = chain.namespace(hop)
         link = tunnel.slot.link
         device = self._machine.device(ns, link)
         return Place(ns, link, tunnel.address, tunnel.resolver, tunnel.endpoint, device)
 
-    def _key(self, hop: Hop) -> str:
-        return f"{self.name}/{hop.name}"
+    def _key(self, hop: Hop, tunnel: Tunnel | None = None) -> str:
+        return f"{self.name}/{hop.name}/{(tunnel or hop.tunnel).slot.name}"
 
     def _update(self, **changes: object) -> None:
         self.state = replace(self.state, **changes)  # type: ignore[arg-type]
