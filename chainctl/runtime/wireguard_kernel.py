@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import ctypes
+import errno
 import functools
 import os
 import threading
@@ -79,9 +80,16 @@ class KernelWireGuard:
 
 
 def create_device(link: str, mtu: int) -> None:
-    """Make a device in the namespace the calling thread is in. Raises NetlinkError."""
-    with IPRoute() as netlink:
-        netlink.link("add", ifname=link, kind="wireguard", mtu=mtu)
+    """Have a device with this MTU in the namespace the calling thread is in.
+
+    Raises MendHost C552 when the kernel makes none.
+    """
+    try:
+        _ensure(link, mtu)
+    except NetlinkError as error:
+        raise MendHost(
+            "C552", f"the kernel makes no WireGuard device {link}: {os.strerror(error.code)}"
+        ) from None
 
 
 @functools.cache
@@ -102,10 +110,21 @@ def _try_device() -> bool:
     if ctypes.CDLL(None).unshare(_CLONE_NEWNET):
         return False
     try:
-        create_device("wg0", 1420)
+        _ensure("wg0", 1420)
     except NetlinkError:
         return False
     return True
+
+
+def _ensure(link: str, mtu: int) -> None:
+    with IPRoute() as netlink:
+        try:
+            netlink.link("add", ifname=link, kind="wireguard", mtu=mtu)
+        except NetlinkError as error:
+            if error.code != errno.EEXIST:
+                raise
+            (index,) = netlink.link_lookup(ifname=link)
+            netlink.link("set", index=index, mtu=mtu)
 
 
 def parse_info(messages: Sequence[Any]) -> Reading:

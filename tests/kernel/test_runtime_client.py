@@ -28,6 +28,7 @@ from chainctl.runtime.bundle import MEMORY_LIMIT, PIDS_LIMIT, ClientSpec
 from chainctl.runtime.runc import Clients
 from chainctl.runtime.wireguard import WireGuardStatus
 from chainctl.runtime.wireguard_go import WireGuardGo
+from chainctl.runtime.wireguard_kernel import create_device, kernel_wireguard_available
 from chainctl.settings import Settings
 from tests.kernel.client_rig import INSIDE, MTU, OTHER, UIDS, Rig, configs, enter
 
@@ -198,6 +199,7 @@ def test_its_end_is_noticed(rig: Rig) -> None:
 
 def test_stopping_leaves_nothing_and_may_be_repeated(rig: Rig) -> None:
     start_both(rig)
+    assert list(rig.clients.observe("rig.l")) == ["rig.left"]
     for side in (*OTHER, *OTHER):
         rig.clients.stop(f"rig.{side}")
     assert rests(rig.settings) == []
@@ -353,6 +355,7 @@ import sys
 from pathlib import Path
 from chainctl.runtime.bundle import wireguard_client
 from chainctl.runtime.runc import Clients
+from chainctl.runtime.wireguard_kernel import create_device, kernel_wireguard_available
 from chainctl.settings import Settings
 name, run, netns, uid, digest, root = sys.argv[1:]
 spec = wireguard_client(name, netns=Path(netns), link="tunA", uid=int(uid), image=digest,
@@ -471,6 +474,14 @@ def test_words_of_runc_are_handed_on(rig: Rig, tmp_path: Path) -> None:
         rig.clients.start(replace(rig.spec(), argv=("/usr/bin/nothing",)))
     assert caught.value.code == "C542"
     assert "/usr/bin/nothing" in caught.value.message
+
+
+def test_a_kernel_without_wireguard_is_seen_and_says_so(rig: Rig) -> None:
+    if kernel_wireguard_available():
+        pytest.skip("this kernel has it; tests/vm/test_kernel_wireguard.py is about that")
+    with pytest.raises(MendHost, match="not supported") as caught:
+        rig.namespaces.call("left", lambda: create_device("wg0", MTU))
+    assert caught.value.code == "C552"
 
 
 def test_without_usable_cgroups_nothing_is_started(rig: Rig) -> None:

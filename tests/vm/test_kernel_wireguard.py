@@ -120,6 +120,11 @@ def test_a_fresh_device_has_no_configuration(devices: dict[str, KernelWireGuard]
     assert (status.digest, status.handshake, status.endpoint) == (None, None, None)
 
 
+def test_making_a_device_again_sets_its_mtu(rig: Rig, devices: dict[str, KernelWireGuard]) -> None:
+    rig.namespaces.call("left", lambda: create_device("tunA", MTU - 60))
+    assert f"mtu {MTU - 60}" in enter(str(rig.namespaces.path("left")), "ip link show tunA")
+
+
 def test_a_device_that_is_gone_is_a_clear_error(rig: Rig) -> None:
     with pytest.raises(MendHost, match="refuses tunB") as caught:
         KernelWireGuard("tunB", partial(rig.namespaces.call, "left")).read()
