@@ -21,10 +21,6 @@ def rotate(hop: str, chain: str | None, to: str, as_json: bool) -> None:
     """
     printing.needs_root()
     settings = Settings.load()
-    request = {
-        "do": "rotate",
-        "chain": chain or printing.only_chain(settings),
-        "hop": hop,
-        "to": to,
-    }
+    name = chain or printing.only_chain(settings)
+    wish = {"do": "rotate", "chain": name, "hop": hop, "to": to}
     printing.report_chains(printing.request(settings, wish, as_json), as_json)
