@@ -80,14 +80,23 @@ def render_hop(chain: Chain, hop: Hop) -> str:
 
 
 def render_exit(chain: Chain) -> str:
-    """The exit hop: clients' flows, masqueraded, one conntrack zone per tunnel slot."""
+    """The exit hop: clients' flows, masqueraded, each over the tunnel it began with.
+
+    A flow is remembered with the slot that was active then (ct mark), which chooses its routing
+    table from then on. Both tunnels may have the same client address, so replies are looked up
+    in a conntrack zone of their slot, while what clients send has one zone for all.
+    """
     hop = chain.exit
     clients = chain.lan.address.network
     zone = hop.active.table
     prerouting = [f"{rule} notrack accept" for rule in _outer_matches(chain, hop)]
     prerouting.append(
-        f'iifname "in0" ip saddr {clients} ct zone set {zone} meta mark set {zone} accept'
+        f'iifname "in0" ip saddr {clients} ct reply zone set {zone} accept'
     )
+    remember = [
+        f'iifname "in0" ct state new ct mark set {zone}',
+        'iifname "in0" meta mark set ct mark',
+    ]
     output = [f"{rule} notrack" for rule in _outer_departures(chain, hop)]
     forward, masquerade = [], []
     forward += _refused_destinations(chain, 'iifname "in0"')
@@ -107,6 +116,7 @@ def render_exit(chain: Chain) -> str:
         masquerade.append(f'oifname "{link}" ip saddr {clients} masquerade random,fully-random')
     return _table(
         _chain("prerouting", "filter", "prerouting", -300, prerouting),
+        _chain("slots", "filter", "prerouting", -150, remember, ends="accept"),
         _chain("zones", "filter", "output", -300, output, ends="accept"),
         _chain("forward", "filter", "forward", 0, forward),
         _chain("input", "filter", "input", 0, _hop_input(chain, hop)),
