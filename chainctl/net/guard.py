@@ -90,9 +90,7 @@ def render_exit(chain: Chain) -> str:
     clients = chain.lan.address.network
     zone = hop.active.table
     prerouting = [f"{rule} notrack accept" for rule in _outer_matches(chain, hop)]
-    prerouting.append(
-        f'iifname "in0" ip saddr {clients} ct reply zone set {zone} accept'
-    )
+    prerouting.append(f'iifname "in0" ip saddr {clients} ct reply zone set {zone} accept')
     remember = [
         f'iifname "in0" ct state new ct mark set {zone}',
         'iifname "in0" meta mark set ct mark',

@@ -140,6 +140,10 @@ class Machine:
         """The gateway's own addresses on the LAN, of a chain that is up already or not yet."""
         return frozenset(lasting_mac(NsName(f"{name}.gateway"), link) for link in ("lan0",))
 
+    def watch_client(self, name: str) -> int | None:
+        """A pidfd of the VPN client; None when there is none, as for a device of the kernel."""
+        return self._clients.watch(name)
+
     def shared_parts(self) -> tuple[Key, ...]:
         return (Namespace(PANEL).key, NftTable(PANEL, guard.TABLE, "").key)
 

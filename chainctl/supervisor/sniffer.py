@@ -118,6 +118,8 @@ class Sniffer:
         self._namespaces = namespaces
         self._watches: dict[str, _Watch] = {}
         self._by_fd: dict[int, _Watch] = {}
+        self._ends: dict[str, int] = {}
+        self._end_calls: dict[int, Callable[[], None]] = {}
         self._changed = threading.Condition()
         self._epoll = select.epoll()
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -155,9 +157,25 @@ class Sniffer:
             self._epoll.register(sock.fileno(), select.EPOLLIN)
         self._wake()
 
+    def watch_end(self, key: str, pidfd: int, ended: Callable[[], None]) -> None:
+        """Call `ended` once when the process of `pidfd` ends; takes the descriptor over."""
+        with self._changed:
+            self._drop_end(key)
+            self._ends[key] = pidfd
+            self._end_calls[pidfd] = ended
+            self._epoll.register(pidfd, select.EPOLLIN)
+
+    def _drop_end(self, key: str) -> None:
+        pidfd = self._ends.pop(key, None)
+        if pidfd is not None:
+            if self._end_calls.pop(pidfd, None) is not None:
+                self._epoll.unregister(pidfd)
+            os.close(pidfd)
+
     def forget(self, key: str) -> None:
         """Close the socket, which would otherwise keep a removed namespace alive."""
         with self._changed:
+            self._drop_end(key)
             watch = self._watches.pop(key, None)
             if watch is not None:
                 self._epoll.unregister(watch.sock.fileno())
@@ -213,6 +231,8 @@ class Sniffer:
                 for fd, _ in self._epoll.poll(self._until_due()):
                     if fd == self._wake_read:
                         self._drain()
+                    elif fd in self._end_calls:
+                        self._process_ended(fd)
                     else:
                         self._hear(fd)
                 self._ask_due()
@@ -220,6 +240,14 @@ class Sniffer:
                 # Without this thread every gate would stay shut for no reason anybody sees.
                 traceback.print_exception(error)
                 self._halt.wait(INTERVAL)
+
+    def _process_ended(self, pidfd: int) -> None:
+        with self._changed:
+            ended = self._end_calls.pop(pidfd, None)
+            if ended is not None:
+                self._epoll.unregister(pidfd)
+        if ended is not None:
+            ended()
 
     def _until_due(self) -> float:
         now = clock.boot_seconds()

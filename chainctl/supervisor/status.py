@@ -50,6 +50,8 @@ def _why(
     if state.problem is not None:
         problem = state.problem
         return {"code": problem.code, "text": str(problem), "hint": problem.hint}
+    if state.uplink_fault:
+        return {"code": "C425", "text": state.uplink_fault, "hint": "connect the uplink"}
     for hop in chain.hops if chain else ():
         reading = readings.get(hop.name, Reading())
         if now - reading.last_heard >= FRESH:

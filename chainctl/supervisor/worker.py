@@ -29,6 +29,7 @@ from chainctl.model.parts import Part
 from chainctl.model.selection import HopSelection
 from chainctl.net.facts import read_lan
 from chainctl.net.layout import layout
+from chainctl.net.uplink import find_fault
 from chainctl.store.journal import Journal, Wanted
 from chainctl.supervisor.choose import Candidate, Strike, order_candidates
 from chainctl.supervisor.crash import CrashPoints
@@ -54,9 +55,13 @@ make servers fail must not choose the next one (Tor proposal 241).
 """
 DRAIN = 2.0
 """Seconds a replaced tunnel still takes what its server sends back."""
+DRAIN_EXIT = 600.0
+"""Seconds for which connections that began over a replaced exit go on over it."""
 
 _CANDIDATE_PATIENCE = 1.5
 """Seconds a server has to answer that comes up beside the one it may replace."""
+_UPLINK_PAUSE = 1.0
+"""Seconds between two looks at an uplink that is down."""
 _TICK = 0.5
 _LOOK_EVERY = 1.0
 _LADDER = (1500, 1492, 1480, 1472, 1460, 1440, 1420, 1400, 1380, 1360, 1320, 1280, 1200, 1000, 576)
@@ -89,6 +94,8 @@ class State:
     closed_since: float = 0.0
     problem: ChainctlError | None = None
     """Why it is shut, when something went wrong."""
+    uplink_fault: str = ""
+    """What is wrong with the way to the first server; "" when nothing is known."""
     repairs: tuple[tuple[float, str], ...] = ()
     """(boot time, what was found wrong and mended), newest last."""
     notes: tuple[str, ...] = ()
@@ -122,7 +129,7 @@ class Worker:
         self._changes: list[tuple[float, str]] = []
         self._fruitless = 0
         self._next_rotation = 0.0
-        self._retiring: tuple[float, str] | None = None
+        self._retiring: dict[str, float] = {}
         self._thread = threading.Thread(target=self._run, name=f"chain {name}", daemon=True)
         self._thread.start()
 
@@ -296,7 +303,15 @@ class Worker:
         wanted = {self._key(hop): hop for hop in chain.hops}
         for key, hop in wanted.items():
             self._sniffer.watch(key, self._place(chain, hop, hop.tunnel), self._alarm)
+            handle = self._machine.watch_client(chain.client_name(hop, hop.tunnel.slot))
+            if handle is not None:
+                self._sniffer.watch_end(key, handle, self._client_ended)
         self._sniffer.keep_only(f"{self.name}/", wanted)
+
+    def _client_ended(self) -> None:
+        """On the sniffer's thread: a VPN client is gone, so look at everything at once."""
+        self._looked_at = 0.0
+        self._alarm()
 
     def _alarm(self) -> None:
         """On the sniffer's thread: have a look now, not at the next tick."""
@@ -363,9 +378,9 @@ class Worker:
         elif self.state.problem is None:
             self._keep_gate(chain, wanted, now)
             dead = outermost_dead([self._sniffer.reading(self._key(h)) for h in chain.hops], now)
-            if self._retiring and now >= self._retiring[0]:
-                name, self._retiring = self._retiring[1], None
-                self._retire(chain, next(hop for hop in chain.hops if hop.name == name))
+            over = [hop for hop in chain.hops if self._retiring.get(hop.name, now + 1) <= now]
+            if over:
+                self._retire(chain, over[0])
             elif now - self._looked_at >= _LOOK_EVERY:
                 self._looked_at = now
                 self._repair(chain, wanted)
@@ -381,6 +396,9 @@ class Worker:
             return
         proved = self._proved_at(chain)
         if now - proved < FRESH:
+            if self.state.uplink_fault and not self._silent_since(chain.hops[0]):
+                self._event("uplink_back", "the uplink works again")
+                self._update(uplink_fault="")
             was_open = self._gate_is_open(chain)
             self._machine.open_gate(chain, int((proved + GATE_TIMEOUT) * 1e9))
             self._update(proved_at=proved)
@@ -453,19 +471,33 @@ class Worker:
 
     def _fail_over(self, chain: Chain, hop: Hop) -> None:
         """Replace the server of a dead hop by the first candidate that answers."""
+        if hop.number == 1 and self._uplink_is_at_fault(chain):
+            return
+        if not self._silent_since(hop):
+            return
         self._event("hop_dead", self._silence(chain, hop), hop=hop.name, code="C410")
-        self._strike(hop.tunnel.endpoint)
         for candidate in self._candidates(chain, hop):
             if self._rotations_left(hop) <= 0:
                 self._hold(hop, "too many changes of server within an hour")
                 return
             if self._replace(chain, hop, candidate, planned=False, progress=_silent):
+                # Only now: while nothing answers at all, no server is to blame.
+                self._strike(hop.tunnel.endpoint)
                 self._fruitless = 0
                 return
-            if not self._sniffer.reading(self._key(hop)).silent_since:
+            if not self._silent_since(hop):
                 self._event("hop_back", f"{hop.tunnel.server} answers again", hop=hop.name)
                 return
         self._hold(hop, "no server of its pool answers")
+
+    def _uplink_is_at_fault(self, chain: Chain) -> bool:
+        """Ask before a guard is blamed: whoever can cut the line must not choose the next one."""
+        fault = find_fault(chain.uplink.interface)
+        if fault and fault != self.state.uplink_fault:
+            self._event("uplink_down", fault, code="C425")
+        self._update(uplink_fault=fault)
+        self._next_rotation = clock.boot_seconds() + _UPLINK_PAUSE
+        return bool(fault)
 
     def _hold(self, hop: Hop, why: str) -> None:
         """Stay shut and try again later, at random moments more and more rarely."""
@@ -498,6 +530,10 @@ class Worker:
         one nft transaction sends traffic its way. What was heard meanwhile vetoes a repair.
         """
         begun = time.monotonic()
+        if hop.candidate is not None:
+            # The other slot is still draining: what is left of it ends now.
+            self._retire(chain, hop)
+            chain, hop = self._chain, self._chain.hops[hop.number - 1]
         trial = self._adjusted(chain, hop, lambda chosen: chosen.with_candidate(candidate.server))
         beside = trial.hops[hop.number - 1]
         tunnel = beside.candidate
@@ -505,10 +541,11 @@ class Worker:
         key, place = self._key(beside, tunnel), self._place(trial, beside, tunnel)
         self._sniffer.watch(key, place, self._alarm)
         reading = self._sniffer.prove(key, patience=_CANDIDATE_PATIENCE)
-        back = not self._sniffer.reading(self._key(hop)).silent_since
+        back = not self._silent_since(hop)
         if not reading.last_heard or (back and not planned):
             if not reading.last_heard:
-                self._strike(tunnel.endpoint)
+                if planned or hop.number > 1:
+                    self._strike(tunnel.endpoint)
                 self._event("candidate_silent", f"{tunnel.server} does not answer", hop=hop.name)
             self._adjusted(trial, hop, HopSelection.alone)
             self._watch(self._chain)
@@ -526,11 +563,13 @@ class Worker:
         if not planned:
             self._retire(switched, hop)
         else:
-            self._retiring = (clock.boot_seconds() + DRAIN, hop.name)
+            drain = DRAIN_EXIT if hop.number == len(chain.hops) else DRAIN
+            self._retiring[hop.name] = clock.boot_seconds() + drain
         return True
 
     def _retire(self, chain: Chain, hop: Hop) -> None:
         """Take away the tunnel that no longer carries traffic."""
+        self._retiring.pop(hop.name, None)
         self._adjusted(chain, hop, HopSelection.alone)
         self._watch(self._chain)
 
@@ -618,6 +657,10 @@ class Worker:
     def _proved_at(self, chain: Chain) -> float:
         """When the hop that was heard longest ago was heard."""
         return min(self._sniffer.reading(self._key(hop)).last_heard for hop in chain.hops)
+
+    def _silent_since(self, hop: Hop) -> float:
+        """Boot time of its oldest unanswered question; 0 when it was heard after the last."""
+        return self._sniffer.reading(self._key(hop)).silent_since
 
     def _failing(self, chain: Chain) -> Hop | None:
         """The outermost hop that is silent; the ones inside it wait for it."""
