@@ -128,6 +128,11 @@ def answer(running: Supervisor, request: Facts, send: Send) -> Any:
         case {"do": "rotate", "chain": str(name), "hop": str(hop), "to": str(to)}:
             running.rotate(name, hop, to, progress)
             return running.status(name)
+        case {"do": "sweep", "chain": str(name)}:
+            running.sweep(name)
+            return running.status(name)
+        case {"do": "events", "chain": str(name), "limit": int(limit)}:
+            return running.events(name, limit)
         case {"do": "status", "chain": str(name)}:
             return running.status(name)
         case {"do": "plan", "file": str(file)}:

@@ -286,14 +286,16 @@ def _print_chain(facts: Facts) -> None:
     click.echo(f"{facts['chain']}  {'   '.join(head)}")
     hops = facts["hops"]
     if hops:
-        rows = [("HOP", "SERVER", "VIA", "RTT", "LOSS", "STATE")]
+        rows = [("HOP", "SERVER", "VIA", "SINCE", "RTT", "LOSS", "NEXT", "STATE")]
         rows += [
             (
                 hop["hop"],
                 hop["server"],
                 hop["via"],
+                in_words(hop["since_seconds"]),
                 "-" if hop["rtt_ms"] is None else f"{hop['rtt_ms']:.0f} ms",
                 "-" if hop["loss_percent"] is None else f"{hop['loss_percent']:.0f} %",
+                _next(hop),
                 f"{hop['verdict'].upper()}  {hop['evidence']}".strip(),
             )
             for hop in hops
@@ -312,6 +314,21 @@ def _print_chain(facts: Facts) -> None:
     if facts["posture"] != "open" and facts["why_closed"]["hint"]:
         hint = facts["why_closed"]["hint"]
         click.echo(f"Next: {hint}")
+
+
+def _next(hop: Facts) -> str:
+    if hop["draining_seconds"]:
+        return f"drains for {in_words(hop['draining_seconds'])}"
+    left = hop["candidates"]
+    return f"{left} other{'s' * (left != 1)}" if left else "no other server"
+
+
+def in_words(seconds: float) -> str:
+    """A duration as `12 d`, `3 h`, `5 min` or `40 s`."""
+    for length, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"
 
 
 def needs_root() -> None:

@@ -9,7 +9,7 @@ from chainctl.model.chain import Chain, Engine, Hop
 from chainctl.store.journal import Wanted
 from chainctl.supervisor.machine import Machine
 from chainctl.supervisor.sniffer import Reading
-from chainctl.supervisor.worker import FRESH, State, Worker
+from chainctl.supervisor.worker import FRESH, Outlook, State, Worker
 
 _VIA = {Engine.USERSPACE: "wireguard-go", Engine.KERNEL: "wireguard (kernel)"}
 
@@ -28,7 +28,7 @@ def describe(wanted: Wanted, worker: Worker | None, machine: Machine) -> dict[st
         "proved_seconds_ago": round(now - state.proved_at, 3) if state.proved_at else None,
         "why_closed": None if is_open else _why(wanted, state, chain, readings, now),
         "mtu": chain.mtu if chain else None,
-        "hops": _hops(chain, readings, now) if chain else [],
+        "hops": _hops(chain, readings, worker.outlook(), now) if chain and worker else [],
         "repairs": [
             {"text": text, "seconds_ago": round(now - at, 1)} for at, text in state.repairs
         ],
@@ -60,7 +60,9 @@ def _why(
     return {"code": "N503", "text": "not proved yet", "hint": ""}
 
 
-def _hops(chain: Chain, readings: dict[str, Reading], now: float) -> list[dict[str, Any]]:
+def _hops(
+    chain: Chain, readings: dict[str, Reading], outlook: dict[str, Outlook], now: float
+) -> list[dict[str, Any]]:
     """Outside-in: the lowest-numbered silent hop is at fault, the ones inside it wait."""
     entries, fault = [], None
     for hop in chain.hops:
@@ -68,6 +70,11 @@ def _hops(chain: Chain, readings: dict[str, Reading], now: float) -> list[dict[s
         silent = now - reading.last_heard >= FRESH
         verdict = "ok" if not silent else "fault" if fault is None else "waiting"
         entry = _hop(chain, hop, reading, verdict, now)
+        ahead = outlook[hop.name]
+        entry["since_seconds"] = round(ahead.since)
+        entry["candidates"] = ahead.candidates
+        entry["quarantine"] = ahead.quarantine
+        entry["draining_seconds"] = ahead.draining and round(ahead.draining)
         if silent and fault is None:
             fault = hop
             outer = chain.hops[hop.number - 2].name if hop.number > 1 else ""

@@ -65,6 +65,25 @@ class Supervisor:
     def rotate(self, name: str, hop: str, to: str, progress: Progress) -> None:
         self._existing(name).rotate(hop, to, progress)
 
+    def sweep(self, name: str) -> None:
+        self._existing(name).sweep()
+
+    def events(self, name: str, limit: int) -> list[dict[str, Any]]:
+        """The newest events of a chain (of all: ""), oldest first."""
+        self._journal.flush()
+        return [
+            {
+                "seq": recorded.seq,
+                "at": recorded.at,
+                "kind": recorded.event.kind,
+                "chain": recorded.event.chain,
+                "hop": recorded.event.hop,
+                "code": recorded.event.code,
+                "text": recorded.event.text,
+            }
+            for recorded in self._journal.events(name, limit=limit)
+        ]
+
     @property
     def idle(self) -> bool:
         """No chain is wanted."""

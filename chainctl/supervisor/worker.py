@@ -101,6 +101,20 @@ class State:
     notes: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Outlook:
+    """What may come of a hop. Seconds everywhere."""
+
+    since: float
+    """How long its server has served it."""
+    candidates: int
+    """Servers of its pool that could take over now."""
+    quarantine: dict[str, int]
+    """Servers passed over for their failures -> seconds left."""
+    draining: float | None
+    """Time left for connections that began over the server before."""
+
+
 class Worker:
     """`submit` requests from any thread; `state` and `readings` may be read from any thread."""
 
@@ -163,6 +177,40 @@ class Worker:
         if chain is None:
             return {}
         return {hop.name: self._sniffer.reading(self._key(hop)) for hop in chain.hops}
+
+    def outlook(self) -> dict[str, Outlook]:
+        """By hop: since when its server serves it, and what could follow."""
+        chain, gathered = self.state.chain, self._gathered
+        if chain is None or gathered is None:
+            return {}
+        since = self._journal.recall(self.name, "since", {})
+        strikes, now = self._strikes(), clock.wall_seconds()
+        found = {}
+        for hop in chain.hops:
+            pool = candidates(gathered.spec.hops[hop.number - 1], gathered.facts.names)
+            struck = {
+                candidate.server: round(strikes[candidate.address].released_in(now))
+                for candidate in pool
+                if candidate.address in strikes
+            }
+            resting = {server: seconds for server, seconds in struck.items() if seconds > 0}
+            left = len(self._candidates(chain, hop)) - len(resting.keys() - {hop.tunnel.server})
+            retires = self._retiring.get(hop.name)
+            found[hop.name] = Outlook(
+                since=now - float(since.get(hop.name, ["", now])[1]),
+                candidates=max(0, left),
+                quarantine=resting,
+                draining=retires - clock.boot_seconds() if retires else None,
+            )
+        return found
+
+    def sweep(self) -> None:
+        """Ask every hop now, and come back when each has answered or had its time."""
+        chain = self.state.chain
+        if chain is None:
+            raise RefusedByPolicy("C501", f"the chain {self.name} is not up", hint="chainctl up")
+        for hop in chain.hops:
+            self._sniffer.prove(self._key(hop), patience=FRESH)
 
     def _submit(self, act: Callable[[], None]) -> None:
         request = _Request(act)
@@ -291,6 +339,14 @@ class Worker:
             gathered = gathered.with_selection(hop.name, HopSelection(hop.active, servers))
         chosen = gathered.facts.selection
         names = {hop.name for hop in chain.hops}
+        known, now = self._journal.recall(self.name, "since", {}), clock.wall_seconds()
+        since = {
+            hop.name: known[hop.name]
+            if known.get(hop.name, ["", 0.0])[0] == hop.tunnel.server
+            else [hop.tunnel.server, now]
+            for hop in chain.hops
+        }
+        self._journal.remember(self.name, "since", since)
         self._journal.remember(
             self.name,
             "selection",
