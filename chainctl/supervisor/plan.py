@@ -173,8 +173,10 @@ def _must_be_replaced(old: Part, new: Part) -> bool:
 def _goes_with(part: Part, ports: Mapping[PortName, Key]) -> set[Key]:
     """Keys of the parts with which the kernel takes this one away."""
     match part:
-        case Namespace() | Forwarding() | DockerRule() | ClientPolicy() | Client():
+        case Namespace() | DockerRule() | ClientPolicy() | Client():
             return set()
+        case Forwarding(link):
+            return {("link", HOST, link)}
         case PortFilter(port) | PortRow(port=port) | WireTuple(port=port):
             return {ports[port]} if port in ports else set()
         case FarEnd(port, far):
