@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
@@ -43,10 +43,6 @@ class Gathered:
             ),
             *names,
         )
-
-    def with_path_mtu(self, path: str, mtu: int) -> Gathered:
-        known = {**self.facts.path_mtus, path: mtu}
-        return replace(self, facts=replace(self.facts, path_mtus=known))
 
 
 def gather(file: Path, machine: Machine, journal: Journal) -> Gathered:

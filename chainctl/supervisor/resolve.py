@@ -71,12 +71,20 @@ def resolve(spec: ChainSpec, facts: Facts) -> Chain:
         resolver=spec.dns_upstream or hops[-1].tunnel.resolver,
         path_mtu=uplink.mtu,
     )
-    chain = replace(chain, path_mtu=min(facts.path_mtus.get(chain.path, uplink.mtu), uplink.mtu))
+    return with_path_mtu(chain, min(facts.path_mtus.get(chain.path, uplink.mtu), uplink.mtu))
+
+
+def with_path_mtu(chain: Chain, path_mtu: int) -> Chain:
+    """The chain as it is when packets of so many bytes reach its first server.
+
+    Raises MendHost C402 when the hops leave too little of them.
+    """
+    chain = replace(chain, path_mtu=path_mtu)
     if chain.mtu < MINIMUM_MTU:
         raise MendHost(
             "C402",
-            f"{len(hops)} hops leave packets of {chain.mtu} bytes, less than the {MINIMUM_MTU}"
-            " that IPv4 needs",
+            f"{len(chain.hops)} hops leave packets of {chain.mtu} bytes, less than the"
+            f" {MINIMUM_MTU} that IPv4 needs",
             hint=f"each WireGuard hop takes {WIREGUARD_OVERHEAD} bytes: use fewer hops",
         )
     return chain

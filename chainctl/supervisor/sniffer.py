@@ -73,7 +73,7 @@ class Reading:
     """Smoothed round-trip time in seconds (RFC 6298's 1/8)."""
     unanswered: int = 0
     """Questions since something was last heard."""
-    sizes: tuple[int, ...] = ()
+    sizes: frozenset[int] = frozenset()
     """Packet sizes in bytes that were answered, of those tried by `measure`."""
 
 
@@ -168,17 +168,18 @@ class Sniffer:
                 watch.waiting -= 1
             return watch.reading
 
-    def measure(self, key: str, sizes: Sequence[int], *, patience: float) -> tuple[int, ...]:
-        """Which packet sizes (bytes) get through the tunnel of `key`; all asked at once.
+    def measure(self, key: str, sizes: Sequence[int], *, patience: float) -> frozenset[int]:
+        """Which packet sizes (bytes) get through the tunnel of `key`; asked in this order.
 
-        Returns as soon as the largest was answered, otherwise after `patience` seconds.
+        Returns as soon as the first was answered, otherwise after `patience` seconds. Not
+        part of what is counted as sent and heard: sizes that do not pass are no loss.
         """
         with self._changed:
             watch = self._watches[key]
-            watch.reading = replace(watch.reading, sizes=())
+            watch.reading = replace(watch.reading, sizes=frozenset())
             for size in sizes:
                 self._ask(watch, size)
-            self._changed.wait_for(lambda: max(sizes) in watch.reading.sizes, patience)
+            self._changed.wait_for(lambda: sizes[0] in watch.reading.sizes, patience)
             return watch.reading.sizes
 
     def _loop(self) -> None:
@@ -210,9 +211,12 @@ class Sniffer:
                     watch.due = now + (BURST_INTERVAL if watch.waiting else INTERVAL)
 
     def _ask(self, watch: _Watch, size: int | None) -> None:
-        """Send what has worked, or every question while nothing has."""
+        """Send what has worked, or every question while nothing has.
+
+        With a size: an echo of as many bytes, which is not counted.
+        """
         questions = list(enumerate(watch.place.questions))
-        if watch.works is not None and watch.reading.unanswered < 3:
+        if watch.works is not None and (size or watch.reading.unanswered < 3):
             questions = [questions[watch.works]]
         now = clock.boot_seconds()
         for number, (target, ttl) in questions:
@@ -226,6 +230,8 @@ class Sniffer:
             watch.pending[watch.sequence] = (now, number, size or 0)
         while len(watch.pending) > _REMEMBERED:
             watch.pending.pop(next(iter(watch.pending)))
+        if size:
+            return
         reading = watch.reading
         watch.reading = replace(
             reading,
@@ -261,12 +267,12 @@ class Sniffer:
         watch.works = question
         watch.reading = replace(
             reading,
-            heard=reading.heard + 1,
+            heard=reading.heard + (not size),
             last_heard=now,
             silent_since=0.0,
             unanswered=0,
             rtt=rtt if not reading.rtt else reading.rtt + (rtt - reading.rtt) / 8,
-            sizes=(*reading.sizes, size) if size else reading.sizes,
+            sizes=reading.sizes | {size} if size else reading.sizes,
         )
         self._changed.notify_all()
 
