@@ -233,4 +233,6 @@ _REMOVAL_ORDER: tuple[type, ...] = (
 
 def _removal_rank(part: Part) -> tuple[int, int]:
     """Connectivity first, policy last; the panel after everything that ends in it."""
-    return (_REMOVAL_ORDER.index(type(part)), isinstance(part, Namespace) and part.name == PANEL)
+    # "Unreachable" outlives what it stands behind, like the rules.
+    kind = Rule if isinstance(part, Route) and part.link is None else type(part)
+    return (_REMOVAL_ORDER.index(kind), isinstance(part, Namespace) and part.name == PANEL)

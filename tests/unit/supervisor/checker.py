@@ -12,7 +12,6 @@ from chainctl.model.parts import (
     HOST,
     PANEL,
     Client,
-    ForeignLink,
     Forwarding,
     KernelWireGuard,
     LanLeg,
@@ -27,8 +26,8 @@ from chainctl.model.parts import (
     Up,
 )
 from chainctl.net.guard import TABLE
-from chainctl.net.layout import MAIN_TABLE, layout
-from chainctl.supervisor.plan import OpenGate, Prove, Step, plan
+from chainctl.net.layout import layout
+from chainctl.supervisor.plan import Make, OpenGate, Prove, Step, plan
 from tests.unit.supervisor.reach import UPLINK, Arrival, Reach
 from tests.unit.supervisor.world import ImpossibleError, World
 
@@ -65,6 +64,8 @@ def walk(
             _check_proof(world, reach, step.hop)
         if isinstance(step, OpenGate) and not _all_proved(world, steps):
             raise WrongError("the gate opens before every hop is proved")
+        if isinstance(step, Make):
+            _check_wired(world, step.part)
         try:
             world.take(step)
         except ImpossibleError as error:
@@ -171,11 +172,11 @@ def _demanded(part: Part, world: World) -> Iterator[tuple[str, ...]]:
             yield ("nft", ns, TABLE)
         case Up(ns, link) if ns == PANEL:
             port = PortName(link)
-            yield from (("filter", port), ("port", port), ("far", port))
+            yield from (("filter", port), ("port", port))
         case Forwarding():
             if not any(key[0] == "nft" and key[1] == HOST for key in world.parts):
                 yield ("nft", HOST, "a table")
-        case Route(ns, table, to, str()) if ns != HOST:
+        case Route(ns, table, link=str()) if ns != HOST:
             if not any(_is_unreachable_default(other, ns, table) for other in world.parts.values()):
                 yield ("route", ns, str(table), "unreachable default")
         case Client(name, ns, link):
@@ -191,8 +192,6 @@ def _demanded_by_client(ns: str, link: str, world: World) -> Iterator[tuple[str,
         return
     yield ("nft", ns, TABLE)
     yield ("tunfilter", ns, link)
-    for needed in (link, "out0", "in0"):
-        yield ("up", ns, needed)
     if not any(
         isinstance(rule, Rule) and rule.ns == ns and rule.iif == "in0" and rule.table is None
         for rule in world.parts.values()
@@ -239,6 +238,23 @@ def _check_proof(world: World, reach: Reach, number: int) -> None:
             raise WrongError(f"hop {number} is proved, but hop {hop.number} carries nothing")
 
 
+def _check_wired(world: World, part: Part) -> None:
+    """What carries traffic begins last, on a whole wire."""
+    match part:
+        case Up(ns, link) if ns == PANEL:
+            if ("far", link) not in world.parts:
+                raise WrongError(f"{link} goes up before its wire has another end")
+        case Client(name, ns, link) | TunnelConfig(name, ns, link):
+            for end in (link, "out0", "in0"):
+                leg = world.parts.get(("link", ns, end))
+                sides = [("up", ns, end)]
+                sides += [("up", PANEL, leg.port)] if isinstance(leg, Leg) else []
+                if any(side not in world.parts for side in sides):
+                    raise WrongError(f"{name} begins before {end} is up on both sides")
+        case _:
+            return
+
+
 def _all_proved(world: World, steps: Sequence[Step]) -> bool:
     return {step.hop for step in steps if isinstance(step, Prove)} <= world.proved != set()
 
@@ -257,5 +273,3 @@ def _next_place(chain: Chain, hop: Hop) -> Arrival:
 
 def _exit_ns(chain: Chain) -> str:
     return chain.namespace(chain.exit)
-
-
