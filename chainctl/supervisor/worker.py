@@ -385,17 +385,20 @@ class Worker:
     def _down(self, progress: Progress) -> None:
         begun = time.monotonic()
         wanted = self._journal.want(self.name, up=False)
-        self._machine.close_gate(self.name, wanted.number)
+        number = wanted.number
+        self._executor.carry_out("shut", lambda: self._machine.close_gate(self.name, number))
         self._sniffer.forget_all(f"{self.name}/")
         progress("shut", "LAN closed first", time.monotonic() - begun)
         begun = time.monotonic()
         others = [other for other in self._journal.chains() if other.name != self.name]
-        have = self._observe(wanted.number, self.state.chain)
+        have = self._observe(number, self.state.chain)
         steps = plan((), have, shared=self._machine.shared_parts() if others else ())
         self._executor.execute(
-            steps, number=wanted.number, chain=self.state.chain, prove=_never, open_gate=_never_open
+            steps, number=number, chain=self.state.chain, prove=_never, open_gate=_never_open
         )
-        self._machine.clean(self.name, wanted.number, last=not others)
+        self._executor.carry_out(
+            "clean", lambda: self._machine.clean(self.name, number, last=not others)
+        )
         self._event("chain_down", "the chain is down")
         self._journal.forget(self.name)
         self.state = State(closed_since=clock.boot_seconds())
