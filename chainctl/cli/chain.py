@@ -130,7 +130,12 @@ def _gate(do: str, chain: str | None, as_json: bool) -> None:
     needs_root()
     settings = Settings.load()
     name = chain or only_chain(settings)
-    chains = request(settings, {"do": do, "chain": name}, as_json)
+    wish = {"do": do, "chain": name}
+    if do == "close" and not client.is_running(settings):
+        # The panic button: shut at once, and still shut when a supervisor comes back.
+        chains = _without_supervisor(settings, wish, as_json)
+    else:
+        chains = request(settings, wish, as_json)
     report_chains(chains, as_json, exit_by_health=do == "open")
 
 
@@ -197,31 +202,30 @@ def _status(settings: Settings, chain: str) -> list[Facts]:
 
 
 def _status_without_supervisor(settings: Settings, chain: str) -> list[Facts]:
-    """Nobody refreshes the gate: what the journal wants, and that it is shut."""
+    """Nobody refreshes the gate: what the journal wants, and whether it has shut yet."""
     if not settings.journal_path.exists():
         return []
     from chainctl.store.journal import Journal
+    from chainctl.supervisor.machine import Machine
+    from chainctl.supervisor.status import describe
 
-    journal = Journal(settings.journal_path)
+    journal, machine = Journal(settings.journal_path), Machine(settings)
     try:
         wanted = [entry for entry in journal.chains() if entry.up and chain in ("", entry.name)]
+        found = [describe(entry, None, machine) for entry in wanted]
     finally:
+        machine.close()
         journal.close()
-    return [
-        {
-            "chain": entry.name,
-            "file": str(entry.file),
-            "posture": "closed",
-            "why_closed": {
+    for facts in found:
+        if facts["posture"] == "open":
+            facts["notes"] = ["[C502] no supervisor is running: the gate shuts within 4 seconds"]
+        elif facts["why_closed"]["code"] != "N502":  # Shut by hand stays so in any case.
+            facts["why_closed"] = {
                 "code": "C502",
                 "text": "no supervisor is running, so the gate shut by itself",
-                "hint": f"chainctl up {entry.file}",
-            },
-            "hops": [],
-            "repairs": [],
-        }
-        for entry in wanted
-    ]
+                "hint": f"chainctl up {facts['file']}",
+            }
+    return found
 
 
 def _print_step(step: Facts) -> None:
@@ -279,7 +283,8 @@ def _print_chain(facts: Facts) -> None:
     if facts["posture"] == "open":
         proved = facts["proved_seconds_ago"]
         head = [click.style("OPEN", fg="green", bold=True), f"proved {proved:.0f} s ago"]
-        head.append(f"MTU {facts['mtu']}")
+        if facts["mtu"]:
+            head.append(f"MTU {facts['mtu']}")
     else:
         why = facts["why_closed"]
         head = [click.style("CLOSED", fg="red", bold=True), why["text"]]

@@ -201,7 +201,9 @@ class Chain:
     @property
     def path(self) -> str:
         """What the path MTU was measured for: another uplink or guard has another."""
-        endpoint = self.hops[0].tunnel.endpoint
+        return self.path_to(self.hops[0].tunnel.endpoint)
+
+    def path_to(self, endpoint: IPv4Address) -> str:
         return f"{self.uplink.interface} {self.uplink.mtu} {endpoint}"
 
     @property

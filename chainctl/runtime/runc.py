@@ -28,6 +28,7 @@ from typing import Any
 
 from chainctl.errors import LookAgain, MendHost
 from chainctl.host.files import data_path
+from chainctl.host.unix import connect
 from chainctl.runtime import cgroups
 from chainctl.runtime.bundle import ClientSpec, render_config
 from chainctl.runtime.mounts import make_devices, mount_small, unmount
@@ -198,7 +199,7 @@ class Clients:
         running = self._running(spec.name)
         try:
             while watched is not None and running is not None:
-                if self.control_socket(spec).exists():
+                if _listens(self.control_socket(spec)):
                     return running.pid
                 ended = select.select([watched], [], [], 0.002)[0]
                 if ended or time.monotonic() > deadline:
@@ -298,6 +299,14 @@ def _try_lock(folder: Path, mode: int) -> int | None:
         pass
     os.close(handle)
     return None
+
+
+def _listens(control_socket: Path) -> bool:
+    try:
+        connect(control_socket, timeout=_PATIENCE).close()
+    except OSError:
+        return False  # Not there yet, or bound and not listened on yet.
+    return True
 
 
 def _is_alive(pid: int, state: dict[str, Any]) -> bool:

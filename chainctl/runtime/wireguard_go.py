@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import os
 import socket
 import struct
 from collections.abc import Iterable
@@ -11,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from chainctl.errors import ChangeServer, LookAgain
+from chainctl.host.unix import connect
 from chainctl.model.chain import Engine
 from chainctl.model.wireguard import WireGuardConfig, key_bytes
 from chainctl.runtime.wireguard import EVERYTHING, NO_KEY, Reading, WireGuardStatus
@@ -122,16 +122,9 @@ def _bound_port(pid: int) -> int:
 
 
 def _exchange(path: Path, text: str) -> tuple[str, int]:
-    # By way of the directory: an address of a unix socket has at most 107 bytes (unix(7)).
-    folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-            connection.settimeout(_PATIENCE)
-            connection.connect(f"/proc/self/fd/{folder}/{path.name}")
-            connection.sendall(text.encode())
-            return _read_answer(connection), _peer(connection)
-    finally:
-        os.close(folder)
+    with connect(path, timeout=_PATIENCE) as connection:
+        connection.sendall(text.encode())
+        return _read_answer(connection), _peer(connection)
 
 
 def _read_answer(connection: socket.socket) -> str:

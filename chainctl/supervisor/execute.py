@@ -61,6 +61,12 @@ class Executor:
                 )
             )
 
+    def carry_out(self, what: str, act: Callable[[], None]) -> None:
+        """A change that is in no plan, between crash points as a step is."""
+        self._crash.pass_by("before", what)
+        act()
+        self._crash.pass_by("after", what)
+
     def _take(
         self,
         step: Step,

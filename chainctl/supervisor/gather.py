@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network
@@ -46,13 +47,12 @@ class Gathered:
             *names,
         )
 
+    def with_path_mtus(self, known: Mapping[str, int]) -> Gathered:
+        return replace(self, facts=replace(self.facts, path_mtus=known))
+
     def with_selection(self, hop: str, chosen: HopSelection) -> Gathered:
         selection = {**self.facts.selection, hop: chosen}
         return replace(self, facts=replace(self.facts, selection=selection))
-
-    def with_path_mtu(self, path: str, mtu: int) -> Gathered:
-        known = {**self.facts.path_mtus, path: mtu}
-        return replace(self, facts=replace(self.facts, path_mtus=known))
 
 
 def gather(file: Path, machine: Machine, journal: Journal) -> Gathered:

@@ -178,8 +178,10 @@ def _must_be_replaced(old: Part, new: Part) -> bool:
 def _goes_with(part: Part, ports: Mapping[PortName, Key]) -> set[Key]:
     """Keys of the parts with which the kernel takes this one away."""
     match part:
-        case Namespace() | Forwarding() | DockerRule() | ClientPolicy() | Client():
+        case Namespace() | DockerRule() | ClientPolicy() | Client():
             return set()
+        case Forwarding(link):
+            return {("link", HOST, link)}
         case PortFilter(port) | PortRow(port=port) | WireTuple(port=port):
             return {ports[port]} if port in ports else set()
         case FarEnd(port, far):
@@ -236,4 +238,6 @@ _REMOVAL_ORDER: tuple[type, ...] = (
 
 def _removal_rank(part: Part) -> tuple[int, int]:
     """Connectivity first, policy last; the panel after everything that ends in it."""
-    return (_REMOVAL_ORDER.index(type(part)), isinstance(part, Namespace) and part.name == PANEL)
+    # "Unreachable" outlives what it stands behind, like the rules.
+    kind = Rule if isinstance(part, Route) and part.link is None else type(part)
+    return (_REMOVAL_ORDER.index(kind), isinstance(part, Namespace) and part.name == PANEL)

@@ -73,12 +73,29 @@ def resolve(spec: ChainSpec, facts: Facts) -> Chain:
         resolver=spec.dns_upstream or hops[-1].tunnel.resolver,
         path_mtu=uplink.mtu,
     )
-    chain = replace(chain, path_mtu=min(facts.path_mtus.get(chain.path, uplink.mtu), uplink.mtu))
+    return with_path_mtu(chain, min(_path_mtu(chain, facts.path_mtus), uplink.mtu))
+
+
+def _path_mtu(chain: Chain, known: Mapping[str, int]) -> int:
+    """As measured on this path; else the smallest of the same uplink, where PPPoE and the like
+    take their share of every path.
+    """
+    uplink = chain.path.rpartition(" ")[0]
+    alike = [mtu for path, mtu in known.items() if path.rpartition(" ")[0] == uplink]
+    return known.get(chain.path, min(alike, default=chain.uplink.mtu))
+
+
+def with_path_mtu(chain: Chain, path_mtu: int) -> Chain:
+    """The chain as it is when packets of so many bytes reach its first server.
+
+    Raises MendHost C402 when the hops leave too little of them.
+    """
+    chain = replace(chain, path_mtu=path_mtu)
     if chain.mtu < MINIMUM_MTU:
         raise MendHost(
             "C402",
-            f"{len(hops)} hops leave packets of {chain.mtu} bytes, less than the {MINIMUM_MTU}"
-            " that IPv4 needs",
+            f"{len(chain.hops)} hops leave packets of {chain.mtu} bytes, less than the"
+            f" {MINIMUM_MTU} that IPv4 needs",
             hint=f"each WireGuard hop takes {WIREGUARD_OVERHEAD} bytes: use fewer hops",
         )
     return chain

@@ -76,7 +76,7 @@ class Reading:
     """When each question went out that came after what was heard last."""
     unanswered: int = 0
     """Questions since something was last heard."""
-    sizes: tuple[int, ...] = ()
+    sizes: frozenset[int] = frozenset()
     """Packet sizes in bytes that were answered, of those tried by `measure`."""
 
     @property
@@ -212,17 +212,18 @@ class Sniffer:
                 watch.waiting -= 1
             return watch.reading
 
-    def measure(self, key: str, sizes: Sequence[int], *, patience: float) -> tuple[int, ...]:
-        """Which packet sizes (bytes) get through the tunnel of `key`; all asked at once.
+    def measure(self, key: str, sizes: Sequence[int], *, patience: float) -> frozenset[int]:
+        """Which packet sizes (bytes) get through the tunnel of `key`; asked in this order.
 
-        Returns as soon as the largest was answered, otherwise after `patience` seconds.
+        Returns as soon as the first was answered, otherwise after `patience` seconds. Not
+        part of what is counted as sent and heard: sizes that do not pass are no loss.
         """
         with self._changed:
             watch = self._watches[key]
-            watch.reading = replace(watch.reading, sizes=())
+            watch.reading = replace(watch.reading, sizes=frozenset())
             for size in sizes:
                 self._ask(watch, size)
-            self._changed.wait_for(lambda: max(sizes) in watch.reading.sizes, patience)
+            self._changed.wait_for(lambda: sizes[0] in watch.reading.sizes, patience)
             return watch.reading.sizes
 
     def _loop(self) -> None:
@@ -277,9 +278,12 @@ class Sniffer:
         return INTERVAL
 
     def _ask(self, watch: _Watch, size: int | None) -> None:
-        """Send what has worked, or every question while nothing has."""
+        """Send what has worked, or every question while nothing has.
+
+        With a size: an echo of as many bytes, which is not counted.
+        """
         questions = list(enumerate(watch.place.questions))
-        if watch.works is not None and watch.reading.unanswered < 3:
+        if watch.works is not None and (size or watch.reading.unanswered < 3):
             questions = [questions[watch.works]]
         now = clock.boot_seconds()
         for number, (target, ttl) in questions:
@@ -293,6 +297,8 @@ class Sniffer:
             watch.pending[watch.sequence] = (now, number, size or 0)
         while len(watch.pending) > _REMEMBERED:
             watch.pending.pop(next(iter(watch.pending)))
+        if size:
+            return
         reading = watch.reading
         watch.reading = replace(
             reading,
@@ -329,13 +335,13 @@ class Sniffer:
         watch.works, watch.late = question, math.inf
         watch.reading = replace(
             reading,
-            heard=reading.heard + 1,
+            heard=reading.heard + (not size),
             last_heard=now,
             silent_since=0.0,
             unanswered=0,
             questions=(),
             behaviour=reading.behaviour.after(rtt),
-            sizes=(*reading.sizes, size) if size else reading.sizes,
+            sizes=reading.sizes | {size} if size else reading.sizes,
         )
         self._changed.notify_all()
 

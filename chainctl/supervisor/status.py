@@ -9,7 +9,7 @@ from chainctl.model.chain import Chain, Engine, Hop
 from chainctl.store.journal import Wanted
 from chainctl.supervisor.machine import Machine
 from chainctl.supervisor.sniffer import Reading
-from chainctl.supervisor.worker import FRESH, Outlook, State, Worker
+from chainctl.supervisor.worker import FRESH, GATE_TIMEOUT, Outlook, State, Worker
 
 _VIA = {Engine.USERSPACE: "wireguard-go", Engine.KERNEL: "wireguard (kernel)"}
 
@@ -19,13 +19,16 @@ def describe(wanted: Wanted, worker: Worker | None, machine: Machine) -> dict[st
     state = worker.state if worker else State()
     readings = worker.readings() if worker else {}
     now = clock.boot_seconds()
-    is_open = machine.gate_until(wanted.number) > clock.boot_ns()
+    open_until = machine.gate_until(wanted.number) / 1e9
+    is_open = open_until > now
+    # A gate that an earlier supervisor left open says itself when the last proof was.
+    proved_at = state.proved_at or (open_until - GATE_TIMEOUT if is_open else 0.0)
     chain = state.chain
     facts: dict[str, Any] = {
         "chain": wanted.name,
         "file": str(wanted.file),
         "posture": "open" if is_open else "closed",
-        "proved_seconds_ago": round(now - state.proved_at, 3) if state.proved_at else None,
+        "proved_seconds_ago": round(now - proved_at, 3) if proved_at else None,
         "why_closed": None if is_open else _why(wanted, state, chain, readings, now),
         "mtu": chain.mtu if chain else None,
         "hops": _hops(chain, readings, worker.outlook(), now) if chain and worker else [],

@@ -95,9 +95,9 @@ class Supervisor:
         return self._worker(spec.name).preview(file)
 
     def names(self) -> list[str]:
-        """Chains that are wanted, and those that something is left of."""
-        wanted = [chain.name for chain in self._journal.chains() if chain.up]
-        return sorted({*wanted, *self._machine.chains_found()})
+        """Chains that are wanted or were not taken down to the end, and debris of others."""
+        known = [chain.name for chain in self._journal.chains()]
+        return sorted({*known, *self._machine.chains_found()})
 
     def status(self, name: str = "") -> list[dict[str, Any]]:
         """The facts `chainctl status` prints, one entry a chain."""

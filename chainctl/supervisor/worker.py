@@ -21,7 +21,7 @@ from typing import Any
 
 from chainctl.errors import ChainctlError, ChangeServer, MendFile, RefusedByPolicy
 from chainctl.host import clock
-from chainctl.model.chain import WIREGUARD_OVERHEAD, Chain, Hop, Tunnel
+from chainctl.model.chain import Chain, Hop, Tunnel
 from chainctl.model.doctor_lan import judge_lan
 from chainctl.model.event import Event
 from chainctl.model.findings import Level, Wish
@@ -36,8 +36,9 @@ from chainctl.supervisor.crash import CrashPoints
 from chainctl.supervisor.execute import Executor, Progress
 from chainctl.supervisor.gather import Gathered, gather
 from chainctl.supervisor.machine import Machine
+from chainctl.supervisor.path_mtu import judge_sizes, sizes_to_try
 from chainctl.supervisor.plan import Change, CloseGate, Make, OpenGate, Prove, Remove, Step, plan
-from chainctl.supervisor.resolve import candidates, resolve
+from chainctl.supervisor.resolve import candidates, resolve, with_path_mtu
 from chainctl.supervisor.sniffer import Place, Reading, Sniffer
 from chainctl.supervisor.verdict import outermost_dead
 from chainctl.supervisor.words import describe_part, describe_plan, hop_of
@@ -64,9 +65,10 @@ _UPLINK_PAUSE = 1.0
 """Seconds between two looks at an uplink that is down."""
 _TICK = 0.5
 _LOOK_EVERY = 1.0
-_LADDER = (1500, 1492, 1480, 1472, 1460, 1440, 1420, 1400, 1380, 1360, 1320, 1280, 1200, 1000, 576)
-"""Packet sizes tried on the way to the first server; 1492 is PPPoE (RFC 2516)."""
-_LADDER_PATIENCE = 1.5
+_SIZES_PATIENCE = 0.5
+"""Seconds for an answer to a packet of each size, before all are sent again."""
+_SIZES_ROUNDS = 3
+"""A packet that is lost for another reason is not to make the MTU smaller."""
 
 
 @dataclass
@@ -289,26 +291,30 @@ class Worker:
     def _reconcile(
         self, gathered: Gathered, wanted: Wanted, progress: Progress, *, asked: bool = False
     ) -> None:
-        """Walk the spine until the measured path MTU no longer changes the chain."""
-        for _ in range(3):
-            chain = resolve(gathered.spec, gathered.facts)
-            self._machine.configure(chain)
-            gathered = self._settle(gathered, chain)
-            self._journal.remember(self.name, "forwarded_before", chain.uplink.forwarded_before)
-            self._journal.remember(self.name, "uplink", chain.uplink.interface)
-            self._update(chain=chain)
-            self._gathered = gathered
-            try:
-                self._converge(chain, wanted, progress, asked=asked)
-            except _PathMtuIsSmaller as smaller:
-                gathered = gathered.with_path_mtu(chain.path, smaller.path_mtu)
-            else:
-                return
+        chain = resolve(gathered.spec, gathered.facts)
+        self._gathered = self._settle(gathered, chain)
+        self._journal.remember(self.name, "forwarded_before", chain.uplink.forwarded_before)
+        self._journal.remember(self.name, "uplink", chain.uplink.interface)
+        self._converge(chain, wanted, progress, asked=asked)
 
     def _converge(
         self, chain: Chain, wanted: Wanted, progress: Progress, *, asked: bool = False
     ) -> None:
-        """`asked`: somebody wants the change, so what differs is no repair."""
+        """Walk the spine until the measured path MTU no longer changes the chain.
+
+        `asked`: somebody wants the change, so what differs is no repair.
+        """
+        while True:
+            self._machine.configure(chain)
+            self._update(chain=chain)
+            try:
+                self._walk(chain, wanted, progress, asked=asked)
+            except _PathMtuIsSmaller as smaller:
+                chain, asked = with_path_mtu(chain, smaller.path_mtu), True
+            else:
+                return
+
+    def _walk(self, chain: Chain, wanted: Wanted, progress: Progress, *, asked: bool) -> None:
         begun = time.monotonic()
         if self._machine.gate_until(chain.number) <= clock.boot_ns():
             progress("shut", "LAN closed before anything starts", time.monotonic() - begun)
@@ -386,22 +392,29 @@ class Worker:
         if reading.last_heard < asked:
             progress(hop.name, f"{hop.tunnel.server} does not answer", took)
             raise self._no_answer(chain, hop, reading, took)
-        known = self._journal.recall(self.name, "path_mtus", {})
-        if hop.number == 1 and chain.path not in known:
-            path_mtu = self._measure(chain, hop)
-            self._journal.remember(self.name, "path_mtus", {**known, chain.path: path_mtu})
-            if path_mtu < chain.path_mtu:
-                raise _PathMtuIsSmaller(path_mtu)
+        if hop.number == 1:
+            self._check_path_mtu(chain, hop)
         progress(hop.name, f"{hop.tunnel.server} answers both ways", took)
 
-    def _measure(self, chain: Chain, hop: Hop) -> int:
-        """The path MTU to the first server in bytes, by which sizes come through its tunnel."""
-        largest = chain.tunnel_mtu(hop, hop.tunnel)
-        sizes = sorted({size for size in (*_LADDER, largest) if size <= largest})
-        answered = self._sniffer.measure(self._key(hop), sizes, patience=_LADDER_PATIENCE)
-        if answered and max(answered) < largest:
-            return max(answered) + WIREGUARD_OVERHEAD
-        return chain.path_mtu
+    def _check_path_mtu(self, chain: Chain, guard: Hop) -> None:
+        """Once for each path. What is remembered was seen to pass."""
+        known = self._journal.recall(self.name, "path_mtus", {})
+        if chain.path in known:
+            return
+        answered, smaller = self._try_sizes(self._key(guard), chain.tunnel_mtu(guard, guard.tunnel))
+        if smaller is not None:
+            raise _PathMtuIsSmaller(smaller)
+        if answered:
+            self._journal.remember(self.name, "path_mtus", {**known, chain.path: chain.path_mtu})
+
+    def _try_sizes(self, key: str, largest: int) -> tuple[bool, int | None]:
+        """Whether any packet came through, and the path MTU when it is smaller than thought."""
+        answered: set[int] = set()
+        for _ in range(_SIZES_ROUNDS):
+            answered |= self._sniffer.measure(key, sizes_to_try(largest), patience=_SIZES_PATIENCE)
+            if largest in answered:
+                break
+        return bool(answered), judge_sizes(largest, answered)
 
     def _no_answer(self, chain: Chain, hop: Hop, reading: Reading, seconds: float) -> ChainctlError:
         status = self._machine.tunnel_status(chain, hop)
@@ -606,6 +619,8 @@ class Worker:
             self._adjusted(trial, hop, HopSelection.alone)
             self._watch(self._chain)
             return False
+        if hop.number == 1:
+            self._remember_path(trial, beside, tunnel)
         switched = self._adjusted(trial, hop, HopSelection.switched)
         took = time.monotonic() - begun
         self._event(
@@ -623,6 +638,17 @@ class Worker:
             self._retiring[hop.name] = clock.boot_seconds() + drain
         return True
 
+    def _remember_path(self, chain: Chain, guard: Hop, tunnel: Tunnel) -> None:
+        """Another guard may be reached over a path that takes less."""
+        path = chain.path_to(tunnel.endpoint)
+        known = self._journal.recall(self.name, "path_mtus", {})
+        if path not in known:
+            key = self._key(guard, tunnel)
+            answered, smaller = self._try_sizes(key, chain.tunnel_mtu(guard, tunnel))
+            if answered:
+                known[path] = smaller or chain.path_mtu
+                self._journal.remember(self.name, "path_mtus", known)
+
     def _retire(self, chain: Chain, hop: Hop) -> None:
         """Take away the tunnel that no longer carries traffic."""
         self._retiring.pop(hop.name, None)
@@ -639,7 +665,8 @@ class Worker:
         gathered = self._gathered
         assert gathered is not None, "a chain was resolved from it"
         chosen = change(gathered.facts.selection[hop.name])
-        gathered = gathered.with_selection(hop.name, chosen)
+        known = self._journal.recall(self.name, "path_mtus", {})
+        gathered = gathered.with_selection(hop.name, chosen).with_path_mtus(known)
         new = resolve(gathered.spec, gathered.facts)
         self._machine.configure(new)
         self._gathered = self._settle(gathered, new)
@@ -680,17 +707,20 @@ class Worker:
     def _down(self, progress: Progress) -> None:
         begun = time.monotonic()
         wanted = self._journal.want(self.name, up=False)
-        self._machine.close_gate(self.name, wanted.number)
+        number = wanted.number
+        self._executor.carry_out("shut", lambda: self._machine.close_gate(self.name, number))
         self._sniffer.forget_all(f"{self.name}/")
         progress("shut", "LAN closed first", time.monotonic() - begun)
         begun = time.monotonic()
         others = [other for other in self._journal.chains() if other.name != self.name]
-        have = self._observe(wanted.number, self.state.chain)
+        have = self._observe(number, self.state.chain)
         steps = plan((), have, shared=self._machine.shared_parts() if others else ())
         self._executor.execute(
-            steps, number=wanted.number, chain=self.state.chain, prove=_never, open_gate=_never_open
+            steps, number=number, chain=self.state.chain, prove=_never, open_gate=_never_open
         )
-        self._machine.clean(self.name, wanted.number, last=not others)
+        self._executor.carry_out(
+            "clean", lambda: self._machine.clean(self.name, number, last=not others)
+        )
         self._event("chain_down", "the chain is down")
         self._journal.forget(self.name)
         self.state = State(closed_since=clock.boot_seconds())

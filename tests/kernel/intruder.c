@@ -78,6 +78,7 @@ static void answer(const char *link)
 
 	snprintf(address.sun_path, sizeof(address.sun_path), "/run/wireguard/%s.sock", link);
 	tell("control-socket", bind(door, (struct sockaddr *)&address, sizeof(address)));
+	listen(door, 1);
 }
 
 int main(int count, char **words)

@@ -12,7 +12,6 @@ from chainctl.model.parts import (
     HOST,
     PANEL,
     Client,
-    ForeignLink,
     Forwarding,
     KernelWireGuard,
     LanLeg,
@@ -27,8 +26,8 @@ from chainctl.model.parts import (
     Up,
 )
 from chainctl.net.guard import TABLE
-from chainctl.net.layout import MAIN_TABLE, layout
-from chainctl.supervisor.plan import OpenGate, Prove, Step, plan
+from chainctl.net.layout import layout
+from chainctl.supervisor.plan import Make, OpenGate, Prove, Step, plan
 from tests.unit.supervisor.reach import UPLINK, Arrival, Reach
 from tests.unit.supervisor.world import ImpossibleError, World
 
@@ -52,24 +51,30 @@ def walk(
     *,
     faults: Callable[[World], Iterable[Fault]] = lambda world: (),
     allowed: frozenset[str] = frozenset(),
+    by_leaks_alone: bool = False,
 ) -> Iterator[World]:
     """Take the steps one by one; yields the world before each, and at the end.
 
     Raises WrongError when a step is impossible, something leaks or is out of order, also when
     any of `faults(world)` strikes at that moment. `allowed`: what was so before the plan.
+    `by_leaks_alone`: do not look at the order, and let the gate open when it will.
     """
-    _check(world, reach, allowed, "at first", faults)
+    wrong = _leaks if by_leaks_alone else bad_things
+    _check(world, reach, wrong, allowed, "at first", faults)
     yield world
     for number, step in enumerate(steps):
         if isinstance(step, Prove):
             _check_proof(world, reach, step.hop)
-        if isinstance(step, OpenGate) and not _all_proved(world, steps):
+        early = isinstance(step, OpenGate) and not _all_proved(world, steps)
+        if early and not by_leaks_alone:
             raise WrongError("the gate opens before every hop is proved")
+        if isinstance(step, Make) and not by_leaks_alone:
+            _check_wired(world, step.part)
         try:
             world.take(step)
         except ImpossibleError as error:
             raise WrongError(f"step {number}, {step}: {error}") from None
-        _check(world, reach, allowed, f"after step {number}, {step}", faults)
+        _check(world, reach, wrong, allowed, f"after step {number}, {step}", faults)
         yield world
 
 
@@ -86,7 +91,11 @@ def go(world: World, steps: Sequence[Step], reach: Reach) -> World:
 
 
 def bad_things(world: World, reach: Reach) -> frozenset[str]:
-    return frozenset(str(leak) for leak in reach.leaks(world)) | frozenset(disorder(world))
+    return _leaks(world, reach) | frozenset(disorder(world))
+
+
+def _leaks(world: World, reach: Reach) -> frozenset[str]:
+    return frozenset(str(leak) for leak in reach.leaks(world))
 
 
 def single_faults(world: World) -> Iterator[Fault]:
@@ -171,11 +180,11 @@ def _demanded(part: Part, world: World) -> Iterator[tuple[str, ...]]:
             yield ("nft", ns, TABLE)
         case Up(ns, link) if ns == PANEL:
             port = PortName(link)
-            yield from (("filter", port), ("port", port), ("far", port))
+            yield from (("filter", port), ("port", port))
         case Forwarding():
             if not any(key[0] == "nft" and key[1] == HOST for key in world.parts):
                 yield ("nft", HOST, "a table")
-        case Route(ns, table, to, str()) if ns != HOST:
+        case Route(ns, table, link=str()) if ns != HOST:
             if not any(_is_unreachable_default(other, ns, table) for other in world.parts.values()):
                 yield ("route", ns, str(table), "unreachable default")
         case Client(name, ns, link):
@@ -191,8 +200,6 @@ def _demanded_by_client(ns: str, link: str, world: World) -> Iterator[tuple[str,
         return
     yield ("nft", ns, TABLE)
     yield ("tunfilter", ns, link)
-    for needed in (link, "out0", "in0"):
-        yield ("up", ns, needed)
     if not any(
         isinstance(rule, Rule) and rule.ns == ns and rule.iif == "in0" and rule.table is None
         for rule in world.parts.values()
@@ -212,15 +219,16 @@ def _is_unreachable_default(part: Part, ns: str, table: int) -> bool:
 def _check(
     world: World,
     reach: Reach,
+    find: Callable[[World, Reach], frozenset[str]],
     allowed: frozenset[str],
     when: str,
     faults: Callable[[World], Iterable[Fault]],
 ) -> None:
-    wrong = bad_things(world, reach) - allowed
+    wrong = find(world, reach) - allowed
     if wrong:
         raise WrongError(f"{when}: {sorted(wrong)[0]}")
     for fault in faults(world):
-        leaks = {str(leak) for leak in reach.leaks(struck(world, fault))} - allowed
+        leaks = _leaks(struck(world, fault), reach) - allowed
         if leaks:
             raise WrongError(f"{when}, when {fault[0]}: {sorted(leaks)[0]}")
 
@@ -237,6 +245,23 @@ def _check_proof(world: World, reach: Reach, number: int) -> None:
             raise WrongError(f"hop {number} is proved, but hop {hop.number} is not configured")
         if hop in _with_process(chain) and _next_place(chain, hop) not in arrived:
             raise WrongError(f"hop {number} is proved, but hop {hop.number} carries nothing")
+
+
+def _check_wired(world: World, part: Part) -> None:
+    """What carries traffic begins last, on a whole wire."""
+    match part:
+        case Up(ns, link) if ns == PANEL:
+            if ("far", link) not in world.parts:
+                raise WrongError(f"{link} goes up before its wire has another end")
+        case Client(name, ns, link) | TunnelConfig(name, ns, link):
+            for end in (link, "out0", "in0"):
+                leg = world.parts.get(("link", ns, end))
+                sides = [("up", ns, end)]
+                sides += [("up", PANEL, leg.port)] if isinstance(leg, Leg) else []
+                if any(side not in world.parts for side in sides):
+                    raise WrongError(f"{name} begins before {end} is up on both sides")
+        case _:
+            return
 
 
 def _all_proved(world: World, steps: Sequence[Step]) -> bool:
@@ -257,5 +282,3 @@ def _next_place(chain: Chain, hop: Hop) -> Arrival:
 
 def _exit_ns(chain: Chain) -> str:
     return chain.namespace(chain.exit)
-
-

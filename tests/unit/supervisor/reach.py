@@ -90,12 +90,11 @@ class Reach:
             for part in layout(chain):
                 if isinstance(part, NftTable):
                     self.tables.setdefault(part, chain)
-        self.from_lan = {
-            chain.gateway: tuple(_tried(chain, LAN, (chain.lan.address.network[7], 40000)))
-            for chain in chains
-        }
+        self.from_lan: dict[NsName, tuple[Packet, ...]] = {}
         self.from_clients: dict[NsName, tuple[Packet, ...]] = {}
         for chain in chains:
+            sent = _tried(chain, LAN, (chain.lan.address.network[7], 40000))
+            self.from_lan[chain.gateway] = (*self.from_lan.get(chain.gateway, ()), *sent)
             for hop in chain.hops:
                 known = self.from_clients.get(chain.namespace(hop), ())
                 packets = (*known, *_sent_by_client(chain, hop))

@@ -109,7 +109,7 @@ class World:
                 self._forget_proofs()
 
     def _make(self, part: Part) -> None:
-        if part.key in self.parts:
+        if self.parts.get(part.key, part) != part:
             raise ImpossibleError(f"exists already: {self.parts[part.key]}")
         lacking = self._lacks(part)
         if lacking is not None:

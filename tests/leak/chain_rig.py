@@ -1,0 +1,376 @@
+"""A chain of three hops in a lab of its own, with the oracle at every place that matters.
+
+Commanded as a user does, broken as nobody should. What may pass where follows the headings of
+docs/security.md: `watch` takes the state and knows the allow-lists.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from ipaddress import IPv4Address
+from pathlib import Path
+from typing import Any, TypeVar
+
+from chainctl.api import client
+from chainctl.errors import ChainctlError
+from chainctl.lab.clearing import remove
+from chainctl.lab.lab import Lab
+from chainctl.lab.layout import GATEWAY, HOST, TARGET, LabSpec
+from chainctl.lab.wireguard_go import find_wireguard_go
+from chainctl.model.parts import NsName
+from chainctl.net.filter import IDENTITY_OBJECT, PanelFilter
+from chainctl.net.links import lasting_mac
+from chainctl.settings import Settings
+from chainctl.store.journal import Journal
+from tests.leak.allow import Allowed, Anything, Arp, Flow, IcmpErrorAbout, Inside, Layer
+from tests.leak.canary import ODD, PLAIN, Dns, Expect, Frames, Udp
+from tests.leak.frames import ICMP, TCP, UDP
+from tests.leak.namespace import inside
+from tests.leak.oracle import ANY, Oracle
+
+T = TypeVar("T")
+
+HOPS = 3
+CLIENT = "192.168.10.50"
+TARGET_ADDRESS = str(TARGET.ip)
+GATEWAY_ADDRESS = str(GATEWAY.ip)
+ECHO = 7
+"""Where the target listens, by UDP and TCP."""
+PATIENCE = 30.0
+"""Seconds for anything to happen on a busy machine; most takes one or two."""
+GATE_TIMEOUT = 4.0
+"""What docs/security.md promises: so long after the last proof the gate is shut."""
+
+OTHER_PROTOCOLS = ("ip-in-ip", "gre", "sctp")
+"""Of the odd kinds of frames those that are plain IPv4, and therefore carried when open."""
+
+_CARRIED = (ICMP, 4, TCP, UDP, 47, 132)
+"""IP protocols that may come out of the exit; 4 is IP in IP, 47 GRE, 132 SCTP."""
+_LEGS = Inside("198.19.0.0/16")
+_LAN = Inside("192.168.10.0/24")
+_TUNNELS = Inside("10.0.0.0/8")
+
+
+def wait_until(what: Callable[[], T], *, seconds: float = PATIENCE) -> T:
+    """What `what` says as soon as it is true; fails loudly when that takes too long."""
+    deadline = time.monotonic() + seconds
+    while not (answer := what()):
+        assert time.monotonic() < deadline, f"not within {seconds:g} s"
+        time.sleep(0.02)
+    return answer
+
+
+def as_tunnel(chain: ChainRig) -> Udp:
+    """Aimed at the first server from the tunnel's own port, which in the clear would look like it."""
+    return Udp(*chain.endpoints[0], count=6000, rate=100, source_port=20_000)
+
+
+class ChainRig:
+    """Places are those of the lab (`host`, `client`, `server1` …) and `panel`, `gateway`, `hopK`."""
+
+    def __init__(self, lab: Lab) -> None:
+        self.lab = lab
+        self.run_dir = lab.home / "run"
+        self._settings = Settings(run_dir=self.run_dir, state_dir=lab.home / "state")
+        self.leg = "198.19.0.3"
+        """Hop 1's address towards the host."""
+        self.endpoints = [
+            (str(lab.server(number).plan.uplink.ip), lab.server(number).plan.port)
+            for number in range(1, HOPS + 1)
+        ]
+
+    # As a user.
+
+    def chainctl(self, *words: str, ok: bool = True) -> subprocess.CompletedProcess[str]:
+        argv = [sys.executable, "-m", "chainctl", *words]
+        done = self.lab.run("host", argv, timeout=90)
+        assert not ok or done.returncode == 0, (words, done.stdout, done.stderr)
+        return done
+
+    def up(self) -> None:
+        self.chainctl("up", str(self.lab.chain_file))
+
+    def down(self) -> None:
+        self.chainctl("down")
+
+    def status(self) -> dict[str, Any]:
+        """The facts of the chain's status; {} when there is no chain."""
+        try:
+            # By the socket, since a process each time would disturb what is measured.
+            chains = client.ask(self._settings, {"do": "status", "chain": ""}, _silent)
+        except ChainctlError:
+            chains = json.loads(self.chainctl("status", "--json", ok=False).stdout)["chains"]
+        return chains[0] if chains else {}
+
+    @property
+    def is_open(self) -> bool:
+        return bool(self.status().get("posture") == "open")
+
+    def wait_open(self) -> None:
+        wait_until(lambda: self.is_open)
+
+    def wait_closed(self) -> None:
+        wait_until(lambda: not self.is_open)
+
+    def settle(self) -> None:
+        """Whole and open, whatever was done before."""
+        if not self.is_open:
+            self.chainctl("up", str(self.lab.chain_file), ok=False)
+            self.chainctl("open", ok=False)
+        self.ask_for_gateway()
+        self.wait_open()
+
+    def repairs(self) -> list[str]:
+        return [entry["text"] for entry in self.status()["repairs"]]
+
+    def mended(self, *words: str) -> Callable[[], bool]:
+        """Says from now on whether everything that has one of these words was mended since, and
+        all is open again.
+        """
+        begun = time.monotonic()
+
+        def looks_mended() -> bool:
+            facts = self.status()
+            now = time.monotonic()
+            # Given in tenths of a second.
+            new = [r["text"] for r in facts["repairs"] if now - r["seconds_ago"] > begun - 0.1]
+            there = all(any(word in text for text in new) for word in words)
+            return there and facts["posture"] == "open"
+
+        return looks_mended
+
+    # As root.
+
+    def path(self, place: str) -> Path:
+        """Of the namespace of a place."""
+        if place == "panel":
+            return self.run_dir / "netns/panel"
+        if place == "gateway" or place.startswith("hop"):
+            return self.run_dir / "netns" / f"{self.lab.name}.{place}"
+        return Path("/run/netns", self.lab.namespace(place))
+
+    def inside(self, place: str, work: Callable[[], T]) -> T:
+        with self.path(place).open("rb") as entrance:
+            return inside(entrance.fileno(), work)
+
+    def run(self, place: str, *argv: str, stdin: str | None = None) -> str:
+        """Run a program there as root, until its end."""
+        done = subprocess.run(
+            ["nsenter", f"--net={self.path(place)}", *argv],
+            input=stdin,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=30,
+        )
+        assert done.returncode == 0, (place, argv, done.stderr)
+        return done.stdout
+
+    def nft(self, place: str, commands: str) -> None:
+        self.run(place, "nft", "-f", "-", stdin=commands)
+
+    @property
+    def places(self) -> list[str]:
+        """Those of our own with a table, the host first."""
+        return ["host", "panel", "gateway", *(f"hop{number}" for number in range(1, HOPS + 1))]
+
+    @property
+    def ports(self) -> dict[str, int]:
+        """Index by name."""
+        links = json.loads(self.run("panel", "ip", "-j", "link"))
+        return {link["ifname"]: link["ifindex"] for link in links if link["ifname"] != "lo"}
+
+    @property
+    def supervisor(self) -> int:
+        return int((self.run_dir / "supervisor.pid").read_text())
+
+    def client_pid(self, hop: int) -> int:
+        """Of the VPN client in a hop."""
+        state = self.run_dir / "runc" / f"{self.lab.name}.hop{hop}.a" / "state.json"
+        return int(json.loads(state.read_text())["init_process_pid"])
+
+    @contextmanager
+    def supervisor_stopped(self) -> Iterator[None]:
+        """It lives and does nothing, so that nothing is mended meanwhile."""
+        pid = self.supervisor
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(pid, signal.SIGCONT)
+
+    @contextmanager
+    def maps(self) -> Iterator[PanelFilter]:
+        """The filter's own maps, by their pins."""
+        opened = PanelFilter.open(IDENTITY_OBJECT, self.run_dir / "bpf")
+        try:
+            yield opened
+        finally:
+            opened.close()
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What must stay the same where nothing was rebuilt: inodes, indexes, processes."""
+        found: dict[str, Any] = {}
+        for place in self.places:
+            found[place] = self.path(place).stat().st_ino
+            links = json.loads(self.run(place, "ip", "-j", "link"))
+            found[f"{place} links"] = {link["ifname"]: link["ifindex"] for link in links}
+        found["clients"] = [self.client_pid(number) for number in range(1, HOPS + 1)]
+        return found
+
+    # The oracle.
+
+    def aim_at(self, mac: str) -> None:
+        """The client has the gateway's address at `mac`, whether anybody has it or not."""
+        neighbour = ("neigh", "replace", GATEWAY_ADDRESS, "lladdr", mac)
+        self.run("client", "ip", *neighbour, "nud", "permanent", "dev", "eth0")
+
+    def host_mac(self) -> str:
+        (link,) = json.loads(self.run("host", "ip", "-j", "link", "show", "eth1"))
+        return str(link["address"])
+
+    def gateway_mac(self) -> str:
+        """What the gateway has or would have, so that a client can be sure of it."""
+        return lasting_mac(NsName(f"{self.lab.name}.gateway"), "lan0")
+
+    def event(self, kind: str) -> float:
+        """When the last event of this kind was, in seconds since 1970."""
+        with contextlib.closing(Journal(self.lab.home / "state/journal.sqlite")) as journal:
+            return max(one.at for one in journal.events() if one.event.kind == kind)
+
+    def ask_for_gateway(self) -> None:
+        """The client forgets what it was told by `aim_at`."""
+        self.run("client", "ip", "neigh", "flush", "dev", "eth0", "nud", "permanent")
+
+    def layer(self, hop: int) -> Layer:
+        server, port = self.endpoints[hop - 1]
+        return Layer(f"hop{hop}", server, 20_000 + 2 * (hop - 1), port)
+
+    def uplink(self) -> Flow:
+        """The one tuple that may leave this machine."""
+        server, port = self.endpoints[0]
+        return Flow(str(HOST.ip), 20_000, server, port, UDP)
+
+    def send_everything(
+        self, oracle: Oracle, *endpoints: tuple[str, int], expect: Expect = Expect.STOPPED
+    ) -> None:
+        """What a client can think of, aimed at each endpoint, and questions to the gateway.
+
+        `expect` is about plain IPv4; what is not that is to be stopped always.
+        """
+        if expect is Expect.STOPPED:
+            oracle.battery(endpoints, resolver=GATEWAY_ADDRESS)
+            return
+        odd = tuple(kind for kind in ODD if kind not in OTHER_PROTOCOLS)
+        running = [oracle.start(Dns(GATEWAY_ADDRESS), expect=expect)]
+        for address, port in endpoints:
+            running += [
+                oracle.start(Udp(address, port), expect=expect),
+                oracle.start(Udp(address, port, connected=True), expect=expect),
+                oracle.start(Frames(PLAIN, address, port), expect=expect),
+                oracle.start(Frames(OTHER_PROTOCOLS, address, port), expect=Expect.EITHER),
+                oracle.start(Frames(odd, address, port)),
+            ]
+        for sending in running:
+            sending.wait()
+
+    def watch(
+        self,
+        oracle: Oracle,
+        *,
+        tunnels: bool = True,
+        layers: bool = False,
+        naked: bool = False,
+        at_servers: bool = False,
+        refused: bool = False,
+    ) -> None:
+        """Watch the client's link, the host's, and all of the internet.
+
+        `tunnels`: the servers' tuples may pass, else nothing at all. `layers`: every layer has
+        to be seen where it belongs. `naked`: what leaves may still have hop 1's own address,
+        as when the host's table is gone. `at_servers`: canaries are aimed at servers, where
+        they may arrive from the exit. `refused`: a server may say that nobody listens.
+        """
+        host, internet = self.path("host"), self.path("internet")
+        oracle.client(self.path("client"), "eth0", address=CLIENT, gateway=GATEWAY_ADDRESS)
+        # The LAN's side of the gateway: a client's packets are seen there before any judgement.
+        oracle.client(host, "eth1", address=CLIENT, gateway=GATEWAY_ADDRESS, name="LAN")
+        server, port = self.endpoints[0]
+        leg = Flow(self.leg, 20_000, server, port, UDP)
+        line: list[Allowed] = [Arp(str(HOST.ip), _router(str(HOST.ip)))]
+        hides = [_LAN, _TUNNELS, *(() if naked else (_LEGS,)), self.layer(2), self.layer(3)]
+        flows = [self.uplink(), *([leg] if naked else [])] if tunnels else []
+        line += flows
+        line += [IcmpErrorAbout(flow) for flow in flows if refused]
+        shows = [self.layer(1)] if layers else []
+        oracle.watch(internet, "host", "W1", allow=line, hides=hides, shows=shows)
+        oracle.watch(host, "eth0", "host eth0", allow=line, hides=hides, shows=shows)
+        inner: list[Allowed] = [leg, *([IcmpErrorAbout(leg)] if refused else [])]
+        oracle.watch(host, ANY, "host's other links", allow=inner if tunnels else [])
+        for number in range(1, HOPS + 1):
+            self._watch_server(oracle, number, tunnels, layers, at_servers, refused)
+        oracle.watch(
+            *(internet, "target", "X"),
+            allow=[Anything()],
+            hides=[_LAN, _LEGS, _TUNNELS, *(self.layer(hop) for hop in (1, 2, 3))],
+            may_carry_canaries=True,
+        )
+        oracle.watch(internet, ANY, "spare servers", allow=[])
+
+    def _watch_server(
+        self, oracle: Oracle, hop: int, tunnels: bool, layers: bool, at_servers: bool, refused: bool
+    ) -> None:
+        """The line of a server: the tuple it serves, the one it passes on, and what comes out."""
+        server, port = self.endpoints[hop - 1]
+        before = str(HOST.ip) if hop == 1 else self.endpoints[hop - 2][0]
+        flows: list[Flow] = []
+        if tunnels:
+            flows.append(Flow(before, 20_000 + 2 * (hop - 1), server, port, UDP))
+        if tunnels and hop < HOPS:
+            following, its_port = self.endpoints[hop]
+            flows.append(Flow(server, 20_000 + 2 * hop, following, its_port, UDP))
+        out_of_exit = tunnels and (hop == HOPS or at_servers)
+        if out_of_exit:
+            to = "0.0.0.0/0" if hop == HOPS else server
+            exit_server = self.endpoints[-1][0]
+            flows += [
+                Flow(exit_server, None, to, None, protocol, fragments=True) for protocol in _CARRIED
+            ]
+        errors = [IcmpErrorAbout(flow) for flow in flows if refused or out_of_exit]
+        oracle.watch(
+            *(self.path("internet"), f"server{hop}", f"server{hop}"),
+            allow=[Arp(server, _router(server)), *flows, *errors],
+            hides=[_LAN, _LEGS, _TUNNELS, *(self.layer(k) for k in range(hop + 2, HOPS + 1))],
+            shows=[self.layer(k) for k in (hop, hop + 1) if k <= HOPS] if layers else [],
+            may_carry_canaries=out_of_exit,
+        )
+
+
+def _silent(step: dict[str, Any]) -> None:
+    """A question about the status reports no steps."""
+
+
+def _router(address: str) -> str:
+    """The first address of the /24, where the lab's internet is."""
+    return str(IPv4Address(int(IPv4Address(address)) & 0xFFFFFF00 | 1))
+
+
+@contextmanager
+def lab_alone() -> Iterator[ChainRig]:
+    """A lab whose chain was never up."""
+    name = f"leak-{secrets.token_hex(3)}"
+    engine = find_wireguard_go(Settings.load().image_dir)
+    try:
+        # One frame on a cable is one packet, so that what is seen is what passes.
+        yield ChainRig(Lab.create(LabSpec(name, offload=False), wireguard_go=engine))
+    finally:
+        remove(name)

@@ -1,0 +1,56 @@
+"""Supervisor dead: the kernel shuts the gate by itself; started again, nothing is rebuilt."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import pytest
+
+from chainctl.host import clock
+from tests.leak.canary import Expect, Tcp, Udp
+from tests.leak.chain_rig import ECHO, GATE_TIMEOUT, TARGET_ADDRESS, ChainRig, as_tunnel, wait_until
+from tests.leak.oracle import Oracle
+
+pytestmark = pytest.mark.root
+
+SLACK = 1.0
+"""Seconds by which a busy machine may be late."""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
+def test_the_gate_shuts_by_itself(chain: ChainRig, oracle: Oracle, number: signal.Signals) -> None:
+    before = chain.fingerprint()
+    chain.watch(oracle, at_servers=True)
+    flood = oracle.start(
+        Udp(TARGET_ADDRESS, ECHO, count=60_000, rate=1000), expect=Expect.DELIVERED
+    )
+    stream = oracle.start(Tcp(TARGET_ADDRESS, ECHO, count=6000, rate=100), expect=Expect.DELIVERED)
+    direct = oracle.start(as_tunnel(chain), expect=Expect.EITHER)
+    gone = time.time()
+    os.kill(chain.supervisor, number)
+    wait_until(lambda: clock.boot_ns() > gate_until(chain))
+    shut = time.time()
+    for sending in (flood, stream, direct):
+        sending.stop()
+    chain.send_everything(oracle, (TARGET_ADDRESS, ECHO), *chain.endpoints)
+    if number is signal.SIGSTOP:
+        os.kill(chain.supervisor, signal.SIGCONT)
+    else:
+        assert chain.status()["why_closed"]["code"] == "C502"
+        chain.up()
+    chain.wait_open()
+    oracle.send(Udp(TARGET_ADDRESS, ECHO), expect=Expect.DELIVERED, name="open again")
+    verdict = oracle.judge()
+    verdict.assert_clean()
+    assert shut < gone + GATE_TIMEOUT + SLACK
+    for sending in (flood, stream):
+        assert verdict.delivered[sending.emission.name].last < shut + 0.5
+    assert chain.fingerprint() == before
+
+
+def gate_until(chain: ChainRig) -> int:
+    """Boot time in nanoseconds until which the filter lets clients pass."""
+    with chain.maps() as maps:
+        return max(maps.gates().values(), default=0)
