@@ -2,21 +2,54 @@
 
 from __future__ import annotations
 
+import math
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address
+
+from chainctl.model.independence import Independence, Trait
 
 HALF_LIFE = 600.0
 """Seconds in which a strike loses half its weight: unreachable is true only for a time."""
 QUARANTINE = 0.5
 """Weight from which a server is passed over while there is another."""
 
+_UNMET = {
+    Trait.SERVER: "already serves another place of this chain",
+    Trait.NETWORK: "lies in the /16 network of another hop's server",
+    Trait.OPERATOR: "belongs to the operator of another hop's server",
+    Trait.COUNTRY: "stands in the country of another hop's server",
+    Trait.ASN: "stands in the autonomous system of another hop's server",
+}
+
 
 @dataclass(frozen=True)
 class Candidate:
+    """A server with its labels; a label that is not known (None) is shared with nobody."""
+
     server: str
     address: IPv4Address
+    operator: str | None = None
+    country: str | None = None
+    asn: int | None = None
+
+    def shares(self, trait: Trait, others: Iterable[Candidate]) -> bool:
+        mine = self._value(trait)
+        return mine is not None and any(mine == other._value(trait) for other in others)
+
+    def _value(self, trait: Trait) -> Hashable:
+        match trait:
+            case Trait.SERVER:
+                return self.address
+            case Trait.NETWORK:
+                return int(self.address) >> 16
+            case Trait.OPERATOR:
+                return self.operator
+            case Trait.COUNTRY:
+                return self.country
+            case Trait.ASN:
+                return self.asn
 
 
 @dataclass(frozen=True)
@@ -35,12 +68,71 @@ class Strike:
 
     def released_in(self, now: float) -> float:
         """Seconds until the server is no longer in quarantine; 0 when it is not."""
-        left = 0.0
         weight = self.weight_at(now)
-        while weight >= QUARANTINE:
-            weight /= 2
-            left += HALF_LIFE
+        return HALF_LIFE * math.log2(weight / QUARANTINE) if weight > QUARANTINE else 0.0
+
+
+@dataclass(frozen=True)
+class NoCandidate:
+    """Nothing may be used. `rule` is the first that cannot be met; None: there is no server."""
+
+    rule: Trait | None
+    detail: str
+    """The rest of a sentence that begins with the hop's name and a colon."""
+
+
+def admissible(
+    pool: Sequence[Candidate],
+    path: Sequence[Candidate],
+    *,
+    own: Collection[IPv4Address] = (),
+    rules: Independence,
+) -> tuple[Candidate, ...] | NoCandidate:
+    """Those of `pool` that break no rule with `path`, the servers of the chain's other hops.
+
+    `own` are the servers this hop has already: another one is looked for.
+    """
+    left = tuple(candidate for candidate in pool if candidate.address not in own)
+    if not left:
+        return NoCandidate(None, "its pool has no other server" if pool else "its pool is empty")
+    for trait in Trait:
+        if trait not in rules.require:
+            continue
+        kept = tuple(candidate for candidate in left if not candidate.shares(trait, path))
+        if not kept:
+            which = "the only server left" if len(left) == 1 else f"each of {len(left)} servers"
+            return NoCandidate(trait, f"{which} {_UNMET[trait]}")
+        left = kept
+    return left
+
+
+def rank_servers(
+    pool: Sequence[Candidate],
+    path: Sequence[Candidate],
+    *,
+    own: Collection[IPv4Address] = (),
+    rules: Independence,
+    strikes: Mapping[IPv4Address, Strike],
+    now: float,
+    dice: random.Random,
+) -> tuple[Candidate, ...] | NoCandidate:
+    """The servers a hop may use, in the order in which to try them.
+
+    First those that share least of what `rules` would rather not have shared; equals in random
+    order, so that nobody can know which is next. Those in quarantine come last, the one struck
+    least first.
+    """
+    left = admissible(pool, path, own=own, rules=rules)
+    if isinstance(left, NoCandidate):
         return left
+
+    def rank(candidate: Candidate) -> tuple[float, int]:
+        strike = strikes.get(candidate.address)
+        weight = strike.weight_at(now) if strike else 0.0
+        shared = sum(candidate.shares(trait, path) for trait in rules.prefer)
+        return (weight if weight >= QUARANTINE else 0.0, shared)
+
+    return tuple(sorted(dice.sample(left, len(left)), key=rank))
 
 
 def order_candidates(
@@ -51,22 +143,8 @@ def order_candidates(
     now: float,
     dice: random.Random,
 ) -> tuple[Candidate, ...]:
-    """The servers a hop may use, in the order in which to try them.
-
-    Never one of `taken` (no server sees two places of a chain). First those that lie in no
-    /16 of `taken` and have no strike; equals in random order, so that nobody can know which
-    is next. Those in quarantine come last, the one struck least first.
-    """
-    taken = set(taken)
-    near = {IPv4Network((address, 16), strict=False) for address in taken}
-
-    def rank(candidate: Candidate) -> tuple[bool, bool, float]:
-        strike = strikes.get(candidate.address)
-        weight = strike.weight_at(now) if strike else 0.0
-        in_quarantine = weight >= QUARANTINE
-        close = any(candidate.address in network for network in near)
-        return (in_quarantine, close, weight if in_quarantine else 0.0)
-
-    free = [candidate for candidate in pool if candidate.address not in taken]
-    dice.shuffle(free)
-    return tuple(sorted(free, key=rank))
+    """`rank_servers` where only addresses are known: never one of `taken`, its /16s last."""
+    path = [Candidate(str(address), address) for address in taken]
+    rules = Independence(frozenset({Trait.SERVER}), frozenset({Trait.NETWORK}))
+    ranked = rank_servers(pool, path, rules=rules, strikes=strikes, now=now, dice=dice)
+    return () if isinstance(ranked, NoCandidate) else ranked
