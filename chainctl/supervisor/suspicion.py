@@ -13,8 +13,12 @@ from dataclasses import dataclass
 DEAD = 8.0
 """phi: one false alarm in 10^8 silences, if round-trip times were normally distributed."""
 OVERDUE = 6
-"""Unanswered questions, each later than this hop usually is, before it may be called dead:
-at 10 % loss each way six in a row are lost once in 20 000 times."""
+"""Unanswered questions, each later than this hop usually is, before it may be called dead. As
+more are under way by then, some ten in a row have to be lost."""
+_LUCK = 5.0
+"""Minus the decimal logarithm of the chance that a lossy hop loses so many in a row."""
+_WORST_LOSS = 0.7
+"""What is lost beyond this share is no path to keep."""
 
 _LEAST_DEVIATION = 0.03
 """Seconds: schedulers and queues of a busy machine, so that 1 ms of RTT does not make a
@@ -25,21 +29,38 @@ _UNKNOWN_MEAN = 0.5
 
 @dataclass(frozen=True)
 class Behaviour:
-    """Round-trip times in seconds, smoothed as TCP does (RFC 6298, 1/8 and 1/4)."""
+    """Round-trip times in seconds, smoothed as TCP does (RFC 6298, 1/8 and 1/4), and the share
+    of questions that were not answered, over some 32 of them.
+    """
 
     mean: float = 0.0
     deviation: float = 0.0
+    loss: float = 0.0
 
-    def after(self, rtt: float) -> Behaviour:
+    def after(self, rtt: float, lost: int = 0) -> Behaviour:
+        """An answer came after `rtt` seconds, and `lost` questions between it and the answer
+        before had none.
+        """
+        loss = self.loss
+        # More in a row are an outage, which says nothing of what the path loses otherwise.
+        for _ in range(min(lost, OVERDUE)):
+            loss += (1.0 - loss) / 32
+        loss -= loss / 32
         if not self.mean:
-            return Behaviour(rtt, rtt / 2)
+            return Behaviour(rtt, rtt / 2, loss)
         deviation = self.deviation + (abs(rtt - self.mean) - self.deviation) / 4
-        return Behaviour(self.mean + (rtt - self.mean) / 8, deviation)
+        return Behaviour(self.mean + (rtt - self.mean) / 8, deviation, loss)
 
     @property
     def late(self) -> float:
         """Seconds after which an answer is overdue."""
         return (self.mean or _UNKNOWN_MEAN) + 4 * self._spread
+
+    @property
+    def overdue(self) -> int:
+        """Overdue questions that mean more than this hop's usual loss."""
+        share = min(self.loss, _WORST_LOSS)
+        return max(OVERDUE, math.ceil(_LUCK / -math.log10(share))) if share > 0 else OVERDUE
 
     @property
     def _spread(self) -> float:
@@ -58,4 +79,4 @@ NEVER_HEARD = Behaviour()
 
 def is_dead(behaviour: Behaviour, *, silence: float, overdue: int) -> bool:
     """Silent for longer than this hop ever is, and not by a few lost packets."""
-    return overdue >= OVERDUE and behaviour.phi(silence) >= DEAD
+    return overdue >= behaviour.overdue and behaviour.phi(silence) >= DEAD

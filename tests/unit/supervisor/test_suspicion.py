@@ -1,0 +1,111 @@
+"""How sure one may be that a hop is dead, and how soon."""
+
+from __future__ import annotations
+
+import random
+import statistics
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from chainctl.supervisor.suspicion import DEAD, NEVER_HEARD, OVERDUE, Behaviour, is_dead
+from tests.unit.supervisor.asking import detection, lossy, watch
+
+rtts = st.floats(0.0005, 2.0)
+histories = st.lists(st.tuples(rtts, st.integers(0, 70)), min_size=1, max_size=60)
+
+
+def learned(*answers: tuple[float, int]) -> Behaviour:
+    behaviour = NEVER_HEARD
+    for rtt, lost in answers:
+        behaviour = behaviour.after(rtt, lost)
+    return behaviour
+
+
+@given(histories, st.floats(0, 60), st.floats(0, 60))
+def test_suspicion_never_shrinks_with_silence(
+    history: list[tuple[float, int]], one: float, other: float
+) -> None:
+    behaviour = learned(*history)
+    shorter, longer = sorted((one, other))
+    assert behaviour.phi(shorter) <= behaviour.phi(longer)
+
+
+@given(histories)
+def test_a_silence_as_long_as_an_answer_usually_takes_is_no_suspicion(
+    history: list[tuple[float, int]],
+) -> None:
+    behaviour = learned(*history)
+    assert behaviour.phi(behaviour.mean) < 0.5
+    assert behaviour.phi(behaviour.mean + 3600) > DEAD
+
+
+@given(histories)
+def test_every_hop_is_called_dead_in_the_end_and_at_first_none(
+    history: list[tuple[float, int]],
+) -> None:
+    behaviour = learned(*history)
+    assert is_dead(behaviour, silence=3600, overdue=64)
+    assert not is_dead(behaviour, silence=3600, overdue=OVERDUE - 1)
+    assert not is_dead(behaviour, silence=behaviour.mean, overdue=64)
+
+
+def test_a_slow_hop_is_not_dead_after_what_would_kill_a_fast_one() -> None:
+    dice = random.Random(1)
+    slow = learned(*((dice.uniform(0.45, 0.55), 0) for _ in range(100)))
+    fast = learned(*((dice.uniform(0.018, 0.022), 0) for _ in range(100)))
+    assert not is_dead(slow, silence=0.7, overdue=64)
+    assert slow.phi(0.7) < 3
+    assert is_dead(fast, silence=0.7, overdue=64)
+
+
+def test_the_estimates_follow_what_is_measured() -> None:
+    behaviour = learned(*((0.1, 0) for _ in range(100)))
+    assert behaviour.mean == pytest.approx(0.1, rel=0.01)
+    assert behaviour.deviation < 0.01
+    assert behaviour.loss == 0.0
+    changed = learned(*((0.1, 0) for _ in range(100)), *((0.3, 1) for _ in range(100)))
+    assert changed.mean == pytest.approx(0.3, rel=0.01)
+    assert changed.loss == pytest.approx(0.5, abs=0.05)
+
+
+def test_more_has_to_be_overdue_where_more_is_lost() -> None:
+    clean = learned(*((0.05, 0) for _ in range(100)))
+    poor = learned(*((0.05, n % 2) for n in range(200)))
+    assert clean.overdue == OVERDUE
+    assert poor.overdue > OVERDUE
+    assert 0.0 < poor.loss**poor.overdue < 2e-5
+
+
+def test_an_outage_is_not_remembered_as_loss() -> None:
+    before = learned(*((0.05, 0) for _ in range(100)))
+    after = before.after(0.05, 1000)
+    assert after.loss < 0.2
+    assert after.overdue <= OVERDUE + 1
+
+
+@pytest.mark.parametrize(("rtt", "most"), [(0.002, 0.7), (0.04, 0.75), (0.2, 1.3)])
+def test_a_dead_server_is_noticed(rtt: float, most: float) -> None:
+    times = [detection(seed, rtt=rtt) for seed in range(40)]
+    assert min(times) > rtt
+    assert statistics.median(times) < most
+
+
+@pytest.mark.parametrize("rtt", [0.002, 0.04, 0.5])
+@pytest.mark.parametrize("loss", [0.0, 0.1, 0.2])
+def test_ten_minutes_of_loss_kill_nobody(rtt: float, loss: float) -> None:
+    for seed in range(3):
+        dice = random.Random(seed)
+        assert watch(lossy(dice, rtt=rtt, loss=loss), seconds=600, first=dice.random()) == []
+
+
+def test_queues_that_fill_within_seconds_kill_nobody() -> None:
+    dice = random.Random(7)
+    base = lossy(dice, rtt=0.02, loss=0.02)
+
+    def path(asked: float) -> float | None:
+        answer = base(asked)
+        return None if answer is None else answer + 0.2 * min(1.0, max(0.0, asked - 60) / 2)
+
+    assert watch(path, seconds=120, first=0.0) == []
