@@ -102,6 +102,7 @@ def _hop(chain: Chain, hop: Hop, reading: Reading, verdict: str, now: float) -> 
         "server": hop.tunnel.server,
         "endpoint": f"{hop.tunnel.endpoint}:{hop.tunnel.endpoint_port}",
         "via": _VIA[hop.tunnel.engine],
+        "link": hop.tunnel.slot.link,
         "verdict": verdict,
         "evidence": "",
         "rtt_ms": round(reading.rtt * 1000, 1) if reading.rtt else None,
