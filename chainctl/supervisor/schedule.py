@@ -44,7 +44,9 @@ class Quiet:
             return at
         tomorrow = overnight and clock >= self.begin
         day = moment.date() + timedelta(days=int(tomorrow))
-        return datetime.combine(day, self.end, self.zone).timestamp()
+        end = datetime.combine(day, self.end, self.zone)
+        # Where the clock is changed, an hour comes twice or not at all: the later reading.
+        return max(end.timestamp(), end.replace(fold=1).timestamp())
 
 
 def next_rotation(
