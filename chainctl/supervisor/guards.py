@@ -30,6 +30,10 @@ _LAST_RETRY = 9 * _HOUR
 """A guard that has failed for less than the first is tried again after the second (Tor
 guard-spec, Appendix A.2); so nobody returns to one within 10 minutes of its failure.
 """
+_GIVEN_UP = 30 * _DAY
+"""Seconds of failing after which a guard is no longer tried where there are other servers, so
+that it leaves the budget `PERIOD` later and another may be drawn.
+"""
 
 
 class Uplink(Enum):
@@ -67,6 +71,18 @@ class Guard:
     failing_since: float | None = None
     failed: float | None = None
     """When it was last tried in vain."""
+
+    @property
+    def given_up(self) -> bool:
+        if self.failed is None or self.failing_since is None:
+            return False
+        return self.failed - self.failing_since >= _GIVEN_UP
+
+    def counts_until(self) -> float:
+        """When it leaves the budget if it does not answer any more."""
+        if self.failing_since is not None and not self.given_up:
+            return self.failing_since + _GIVEN_UP + PERIOD
+        return (self.used or 0.0) + PERIOD
 
     def retry_at(self) -> float:
         """From when it may take its place again; 0 when it does not fail."""
@@ -111,7 +127,7 @@ class GuardBudgetSpent:
     withheld: int
     """Servers of the pool that are not tried for this reason."""
     until: float
-    """Seconds since 1970: when the next one may be."""
+    """Seconds since 1970: when the next one may be, if none of those used answers."""
 
     @property
     def detail(self) -> str:
@@ -147,11 +163,15 @@ def choose_guards(
     """
     state = _drawn(state, pool, size=budget, now=now, dice=dice)
     there = {candidate.address: candidate for candidate in pool}
-    used = {guard.address for guard in state.used(now)}
+    counted = state.used(now)
+    used = {guard.address for guard in counted}
+    others = there.keys() - {guard.address for guard in state.sample}
     left = budget - len(used)
     allowed = []
     for guard in _preferred_first(state, prefer):
         if guard.address not in there:
+            continue
+        if guard.given_up and others and guard.address != prefer:
             continue
         new = guard.address not in used and guard.address != prefer
         if not new or left > 0:
@@ -163,9 +183,9 @@ def choose_guards(
     order = tuple(there[guard.address] for guard in (*ready, *failing))
     withheld = len(there) - len(order)
     spent = None
-    if withheld and left <= 0:
-        until = min((guard.used or 0.0 for guard in state.used(now)), default=now) + PERIOD
-        spent = GuardBudgetSpent(len(used), withheld, until)
+    if withheld and len(counted) >= budget:
+        until = min(guard.counts_until() for guard in counted)
+        spent = GuardBudgetSpent(len(counted), withheld, until)
     return Guards(order, spent), state
 
 
@@ -220,7 +240,11 @@ def _drawn(
     """
     there = {candidate.address for candidate in pool}
     counted = {guard.address for guard in state.used(now)}
-    kept = [g for g in state.sample if g.address in there or g.address in counted]
+    kept = [
+        guard
+        for guard in state.sample
+        if guard.address in counted or (guard.address in there and not guard.given_up)
+    ]
     known = {guard.address for guard in kept}
     missing = max(0, size - len(known & there))
     others = sorted(there - known)
