@@ -324,6 +324,10 @@ def _print_chain(facts: Facts) -> None:
 def _next(hop: Facts) -> str:
     if hop["draining_seconds"]:
         return f"drains for {in_words(hop['draining_seconds'])}"
+    if hop["standby"]:
+        return f"standby {hop['standby']} ready"
+    if hop["rotates_in_seconds"]:
+        return f"rotates in {in_words(hop['rotates_in_seconds'])}"
     left = hop["candidates"]
     return f"{left} other{'s' * (left != 1)}" if left else "no other server"
 

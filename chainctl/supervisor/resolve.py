@@ -131,7 +131,16 @@ def settle(
 
 def candidates(hop: HopSpec, names: Mapping[str, IPv4Address]) -> tuple[Candidate, ...]:
     """What a hop may choose from, as `choose` wants it."""
-    return tuple(Candidate(profile.name, address) for profile, address in usable(hop, names))
+    return tuple(
+        Candidate(
+            profile.name,
+            address,
+            operator=profile.labels.operator,
+            country=profile.labels.country,
+            asn=profile.labels.asn,
+        )
+        for profile, address in usable(hop, names)
+    )
 
 
 def _hop(facts: Facts, number: int, spec: HopSpec, chosen: HopSelection) -> Hop:

@@ -26,7 +26,7 @@ from chainctl.host import clock
 from chainctl.host.netns import Namespaces
 from chainctl.model.parts import NsName
 from chainctl.supervisor.icmp import parse_answer, render_echo
-from chainctl.supervisor.suspicion import NEVER_HEARD, Behaviour, is_dead
+from chainctl.supervisor.suspicion import DEAD, NEVER_HEARD, Behaviour, is_dead
 
 INTERVAL = 0.25
 """Seconds between two questions to a hop that answers."""
@@ -50,6 +50,12 @@ class Place:
     address: IPv4Address
     resolver: IPv4Address | None
     server: IPv4Address
+    probe: IPv4Address | None = None
+    """Somebody the user named, asked first."""
+    interval: float = INTERVAL
+    """Seconds between two questions while all is well."""
+    threshold: float = DEAD
+    """phi from which the hop looks dead."""
     device: tuple[int, int] = (0, 0)
     """The namespace's inode and the link's index: a socket does not follow to another one of
     the same name.
@@ -58,8 +64,8 @@ class Place:
     @property
     def questions(self) -> tuple[tuple[IPv4Address, int], ...]:
         """(target, TTL), the best first."""
-        echo = ((self.resolver, 64),) if self.resolver else ()
-        return (*echo, (_NOWHERE, 1), (self.server, 1))
+        named = tuple((target, 64) for target in (self.probe, self.resolver) if target)
+        return (*named, (_NOWHERE, 1), (self.server, 1))
 
 
 @dataclass(frozen=True)
@@ -270,12 +276,17 @@ class Sniffer:
         reading = watch.reading
         overdue = reading.overdue(now) if reading.last_heard else 0
         silence = now - reading.silent_since
-        if overdue and is_dead(reading.behaviour, silence=silence, overdue=overdue):
+        if overdue and is_dead(
+            reading.behaviour,
+            silence=silence,
+            overdue=overdue,
+            threshold=watch.place.threshold,
+        ):
             watch.alarm()
-            return INTERVAL
+            return watch.place.interval
         if watch.waiting or overdue:
             return BURST_INTERVAL
-        return INTERVAL
+        return watch.place.interval
 
     def _ask(self, watch: _Watch, size: int | None) -> None:
         """Send what has worked, or every question while nothing has.
@@ -332,6 +343,7 @@ class Sniffer:
         }
         now = clock.boot_seconds()
         rtt, reading = now - sent_at, watch.reading
+        lost = max(0, reading.overdue(now) - (rtt > reading.behaviour.late))
         watch.works, watch.late = question, math.inf
         watch.reading = replace(
             reading,
@@ -340,7 +352,7 @@ class Sniffer:
             silent_since=0.0,
             unanswered=0,
             questions=(),
-            behaviour=reading.behaviour.after(rtt),
+            behaviour=reading.behaviour.after(rtt, lost),
             sizes=reading.sizes | {size} if size else reading.sizes,
         )
         self._changed.notify_all()

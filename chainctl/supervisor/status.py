@@ -29,7 +29,7 @@ def describe(wanted: Wanted, worker: Worker | None, machine: Machine) -> dict[st
         "file": str(wanted.file),
         "posture": "open" if is_open else "closed",
         "proved_seconds_ago": round(now - proved_at, 3) if proved_at else None,
-        "why_closed": None if is_open else _why(wanted, state, chain, readings, now),
+        "why_closed": None if is_open else _why(wanted, worker, readings, now),
         "mtu": chain.mtu if chain else None,
         "hops": _hops(chain, readings, worker.outlook(), now) if chain and worker else [],
         "repairs": [
@@ -41,21 +41,18 @@ def describe(wanted: Wanted, worker: Worker | None, machine: Machine) -> dict[st
 
 
 def _why(
-    wanted: Wanted,
-    state: State,
-    chain: Chain | None,
-    readings: dict[str, Reading],
-    now: float,
+    wanted: Wanted, worker: Worker | None, readings: dict[str, Reading], now: float
 ) -> dict[str, Any]:
     """The one reason that has to go first."""
+    state = worker.state if worker else State()
     if wanted.closed:
         return {"code": "N502", "text": "shut by hand", "hint": f"chainctl open {wanted.name}"}
     if state.problem is not None:
         problem = state.problem
         return {"code": problem.code, "text": str(problem), "hint": problem.hint}
-    if state.uplink_fault:
-        return {"code": "C425", "text": state.uplink_fault, "hint": "connect the uplink"}
-    for hop in chain.hops if chain else ():
+    if worker and worker.uplink_fault:
+        return {"code": "C425", "text": worker.uplink_fault, "hint": "connect the uplink"}
+    for hop in state.chain.hops if state.chain else ():
         reading = readings.get(hop.name, Reading())
         if now - reading.last_heard >= FRESH:
             text = f"nothing leaves until {hop.name} answers"
@@ -77,6 +74,8 @@ def _hops(
         entry["since_seconds"] = round(ahead.since)
         entry["candidates"] = ahead.candidates
         entry["quarantine"] = ahead.quarantine
+        entry["standby"] = ahead.standby
+        entry["rotates_in_seconds"] = ahead.rotates and round(ahead.rotates)
         entry["draining_seconds"] = ahead.draining and round(ahead.draining)
         if silent and fault is None:
             fault = hop

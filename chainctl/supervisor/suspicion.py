@@ -77,6 +77,6 @@ class Behaviour:
 NEVER_HEARD = Behaviour()
 
 
-def is_dead(behaviour: Behaviour, *, silence: float, overdue: int) -> bool:
+def is_dead(behaviour: Behaviour, *, silence: float, overdue: int, threshold: float = DEAD) -> bool:
     """Silent for longer than this hop ever is, and not by a few lost packets."""
-    return overdue >= behaviour.overdue and behaviour.phi(silence) >= DEAD
+    return overdue >= behaviour.overdue and behaviour.phi(silence) >= threshold

@@ -9,37 +9,33 @@ and recovery after a crash are the same walk.
 from __future__ import annotations
 
 import queue
-import random
 import threading
 import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
-from chainctl.errors import ChainctlError, ChangeServer, MendFile, RefusedByPolicy
+from chainctl.errors import ChainctlError, ChangeServer, RefusedByPolicy
 from chainctl.host import clock
-from chainctl.model.chain import Chain, Hop, Tunnel
+from chainctl.model.chain import Chain, Hop
 from chainctl.model.doctor_lan import judge_lan
-from chainctl.model.event import Event
 from chainctl.model.findings import Level, Wish
 from chainctl.model.parts import Part
 from chainctl.model.selection import HopSelection
 from chainctl.net.facts import read_lan
 from chainctl.net.layout import layout
-from chainctl.net.uplink import find_fault
 from chainctl.store.journal import Journal, Wanted
-from chainctl.supervisor.choose import Candidate, Strike, order_candidates
 from chainctl.supervisor.crash import CrashPoints
 from chainctl.supervisor.execute import Executor, Progress
 from chainctl.supervisor.gather import Gathered, gather
 from chainctl.supervisor.machine import Machine
-from chainctl.supervisor.path_mtu import judge_sizes, sizes_to_try
 from chainctl.supervisor.plan import Change, CloseGate, Make, OpenGate, Prove, Remove, Step, plan
 from chainctl.supervisor.resolve import candidates, resolve, with_path_mtu
-from chainctl.supervisor.sniffer import Place, Reading, Sniffer
+from chainctl.supervisor.rotating import Rotating
+from chainctl.supervisor.rotation import Rotations
+from chainctl.supervisor.sniffer import Reading, Sniffer
 from chainctl.supervisor.verdict import outermost_dead
 from chainctl.supervisor.words import describe_part, describe_plan, hop_of
 
@@ -47,28 +43,8 @@ FRESH = 2.0
 """Seconds after which a hop that was asked and did not answer counts as failing."""
 GATE_TIMEOUT = 4.0
 """Seconds after the last proof at which the kernel shuts the gate by itself."""
-PATIENCE = 12.0
-"""Seconds a hop has to answer for the first time; a lost first handshake costs 5."""
-
-ROTATIONS_PER_HOP, ROTATIONS_PER_CHAIN = 6, 12
-"""Changes of server within an hour after which a chain stays shut and says so: whoever can
-make servers fail must not choose the next one (Tor proposal 241).
-"""
-DRAIN = 2.0
-"""Seconds a replaced tunnel still takes what its server sends back."""
-DRAIN_EXIT = 600.0
-"""Seconds for which connections that began over a replaced exit go on over it."""
-
-_CANDIDATE_PATIENCE = 1.5
-"""Seconds a server has to answer that comes up beside the one it may replace."""
-_UPLINK_PAUSE = 1.0
-"""Seconds between two looks at an uplink that is down."""
 _TICK = 0.5
 _LOOK_EVERY = 1.0
-_SIZES_PATIENCE = 0.5
-"""Seconds for an answer to a packet of each size, before all are sent again."""
-_SIZES_ROUNDS = 3
-"""A packet that is lost for another reason is not to make the MTU smaller."""
 
 
 @dataclass
@@ -96,8 +72,6 @@ class State:
     closed_since: float = 0.0
     problem: ChainctlError | None = None
     """Why it is shut, when something went wrong."""
-    uplink_fault: str = ""
-    """What is wrong with the way to the first server; "" when nothing is known."""
     repairs: tuple[tuple[float, str], ...] = ()
     """(boot time, what was found wrong and mended), newest last."""
     notes: tuple[str, ...] = ()
@@ -113,11 +87,15 @@ class Outlook:
     """Servers of its pool that could take over now."""
     quarantine: dict[str, int]
     """Servers passed over for their failures -> seconds left."""
+    standby: str | None
+    """The server that is up beside and can take over at once."""
+    rotates: float | None
+    """Time until its server is replaced by plan."""
     draining: float | None
     """Time left for connections that began over the server before."""
 
 
-class Worker:
+class Worker(Rotating):
     """`submit` requests from any thread; `state` and `readings` may be read from any thread."""
 
     def __init__(
@@ -139,13 +117,12 @@ class Worker:
         self._looked_at = 0.0
         self._retry_at = 0.0
         self._failures = 0
-        self._gathered: Gathered | None = None
+        self._gathered = None
         self._alarmed = threading.Event()
-        self._dice = random.SystemRandom()
-        self._changes: list[tuple[float, str]] = []
-        self._fruitless = 0
-        self._next_rotation = 0.0
-        self._retiring: dict[str, float] = {}
+        self._rotations = Rotations(name, journal)
+        self._retiring = {}
+        self._uplink_fault = ""
+        self._lossy_since = {}
         self._thread = threading.Thread(target=self._run, name=f"chain {name}", daemon=True)
         self._thread.start()
 
@@ -186,7 +163,8 @@ class Worker:
         if chain is None or gathered is None:
             return {}
         since = self._journal.recall(self.name, "since", {})
-        strikes, now = self._strikes(), clock.wall_seconds()
+        strikes, now = self._rotations.strikes(), clock.wall_seconds()
+        planned = self._rotations.plan(gathered.spec, chain)
         found = {}
         for hop in chain.hops:
             pool = candidates(gathered.spec.hops[hop.number - 1], gathered.facts.names)
@@ -196,11 +174,18 @@ class Worker:
                 if candidate.address in strikes
             }
             resting = {server: seconds for server, seconds in struck.items() if seconds > 0}
-            left = len(self._candidates(chain, hop)) - len(resting.keys() - {hop.tunnel.server})
+            resting.pop(hop.tunnel.server, None)
+            usable = [one for one in pool if one.server not in resting]
+            taken = {tunnel.endpoint for each in chain.hops for tunnel in each.tunnels}
+            left = sum(one.address not in taken for one in usable)
             retires = self._retiring.get(hop.name)
+            stands_by = hop.candidate is not None and retires is None
+            rotates = planned.get(hop.name)
             found[hop.name] = Outlook(
                 since=now - float(since.get(hop.name, ["", now])[1]),
-                candidates=max(0, left),
+                candidates=left,
+                standby=hop.candidate.server if hop.candidate and stands_by else None,
+                rotates=rotates - now if rotates else None,
                 quarantine=resting,
                 draining=retires - clock.boot_seconds() if retires else None,
             )
@@ -271,7 +256,7 @@ class Worker:
             )
             self._update(notes=notes)
             for text in notes:
-                self._event("lan_note", text)
+                self._say("lan_note", text)
 
         threading.Thread(target=look, name=f"lan of {self.name}", daemon=True).start()
 
@@ -337,6 +322,17 @@ class Worker:
         self._watch(chain)
         self._update(problem=None)
         self._failures = 0
+        self._take_stock(chain)
+
+    def _take_stock(self, chain: Chain) -> None:
+        """Guards that carry traffic are kept; a second tunnel that no longer stands by goes."""
+        gathered = self._gathered
+        if gathered is None:
+            return
+        for hop, wish in zip(chain.hops, gathered.spec.hops, strict=True):
+            self._rotations.carries(hop, wish)
+            if hop.candidate is not None and not wish.standby:
+                self._retiring.setdefault(hop.name, clock.boot_seconds())
 
     def _settle(self, gathered: Gathered, chain: Chain) -> Gathered:
         """Write down what `resolve` chose, so that the next walk chooses the same."""
@@ -362,9 +358,15 @@ class Worker:
 
     def _watch(self, chain: Chain) -> None:
         """Ask every hop through the tunnel that carries traffic, and no tunnel that is gone."""
-        wanted = {self._key(hop): hop for hop in chain.hops}
-        for key, hop in wanted.items():
-            self._sniffer.watch(key, self._place(chain, hop, hop.tunnel), self._alarm)
+        wanted = {}
+        for hop in chain.hops:
+            standing_by = hop.candidate if hop.name not in self._retiring else None
+            for tunnel in filter(None, (hop.tunnel, standing_by)):
+                key = self._key(hop, tunnel)
+                wanted[key] = hop
+                self._sniffer.watch(key, self._place(chain, hop, tunnel), self._alarm)
+        for hop in chain.hops:
+            key = self._key(hop)
             handle = self._machine.watch_client(chain.client_name(hop, hop.tunnel.slot))
             if handle is not None:
                 self._sniffer.watch_end(key, handle, self._client_ended)
@@ -387,7 +389,7 @@ class Worker:
         key = self._key(hop)
         self._sniffer.watch(key, self._place(chain, hop, hop.tunnel), self._alarm)
         asked = clock.boot_seconds()
-        reading = self._sniffer.prove(key, patience=PATIENCE)
+        reading = self._sniffer.prove(key, patience=self._known.spec.health.patience)
         took = time.monotonic() - begun
         if reading.last_heard < asked:
             progress(hop.name, f"{hop.tunnel.server} does not answer", took)
@@ -406,15 +408,6 @@ class Worker:
             raise _PathMtuIsSmaller(smaller)
         if answered:
             self._journal.remember(self.name, "path_mtus", {**known, chain.path: chain.path_mtu})
-
-    def _try_sizes(self, key: str, largest: int) -> tuple[bool, int | None]:
-        """Whether any packet came through, and the path MTU when it is smaller than thought."""
-        answered: set[int] = set()
-        for _ in range(_SIZES_ROUNDS):
-            answered |= self._sniffer.measure(key, sizes_to_try(largest), patience=_SIZES_PATIENCE)
-            if largest in answered:
-                break
-        return bool(answered), judge_sizes(largest, answered)
 
     def _no_answer(self, chain: Chain, hop: Hop, reading: Reading, seconds: float) -> ChainctlError:
         status = self._machine.tunnel_status(chain, hop)
@@ -446,15 +439,19 @@ class Worker:
                 self._adopt()
         elif self.state.problem is None:
             self._keep_gate(chain, wanted, now)
-            dead = outermost_dead([self._sniffer.reading(self._key(h)) for h in chain.hops], now)
-            over = [hop for hop in chain.hops if self._retiring.get(hop.name, now + 1) <= now]
-            if over:
-                self._retire(chain, over[0])
-            elif now - self._looked_at >= _LOOK_EVERY:
+            dead = outermost_dead(
+                [self._sniffer.reading(self._key(h)) for h in chain.hops],
+                now,
+                threshold=self._known.spec.health.phi,
+            )
+            if now - self._looked_at >= _LOOK_EVERY:
                 self._looked_at = now
                 self._repair(chain, wanted)
-            elif dead is not None and now >= self._next_rotation:
-                self._fail_over(chain, chain.hops[dead])
+            elif dead is not None:
+                if not self._held():
+                    self._fail_over(chain, chain.hops[dead])
+            elif self._gate_is_open(chain):
+                self._rotate_what_is_due(chain)
         elif now >= self._retry_at:
             self._converge(chain, wanted, _silent)
 
@@ -465,21 +462,21 @@ class Worker:
             return
         proved = self._proved_at(chain)
         if now - proved < FRESH:
-            if self.state.uplink_fault and not self._silent_since(chain.hops[0]):
-                self._event("uplink_back", "the uplink works again")
-                self._update(uplink_fault="")
+            if self._uplink_fault and not self._silent_since(chain.hops[0]):
+                self._say("uplink_back", "the uplink works again")
+                self._uplink_fault = ""
             was_open = self._gate_is_open(chain)
             self._machine.open_gate(chain, int((proved + GATE_TIMEOUT) * 1e9))
             self._update(proved_at=proved)
             if not was_open:
                 self._update(opened_at=now)
-                self._event("gate_opened", "every hop answers again")
+                self._say("gate_opened", "every hop answers again")
         elif self._gate_is_open(chain) and self._failing(chain) is not None:
             hop = self._failing(chain)
             assert hop is not None
             self._machine.close_gate(chain.name, chain.number)
             self._update(closed_since=now)
-            self._event("gate_closed", self._silence(chain, hop), hop=hop.name, code="C410")
+            self._say("gate_closed", self._silence(chain, hop), hop=hop.name, code="C410")
 
     def _repair(self, chain: Chain, wanted: Wanted) -> None:
         steps = plan(layout(chain), self._observe(chain.number, chain))
@@ -500,7 +497,7 @@ class Worker:
                     what = f"{describe_part(part)} did not belong there"
                 case CloseGate() | Prove() | OpenGate():
                     continue
-            self._event("repaired", what, hop=hop_of(chain, part), code="N501")
+            self._say("repaired", what, hop=hop_of(chain, part), code="N501")
             self._update(repairs=(*self.state.repairs[-19:], (clock.boot_seconds(), what)))
 
     def _observe(self, number: int, chain: Chain | None) -> list[Part]:
@@ -511,198 +508,6 @@ class Worker:
     def rotate(self, hop: str, to: str, progress: Progress) -> None:
         """Replace the server of `hop` by `to`, or by whichever comes next, now."""
         self._submit(lambda: self._rotate_by_hand(hop, to, progress))
-
-    def _rotate_by_hand(self, name: str, to: str, progress: Progress) -> None:
-        chain = self.state.chain
-        if chain is None or self.state.problem is not None:
-            raise RefusedByPolicy(
-                "C420", f"the chain {self.name} is not up and proved", hint="chainctl status"
-            )
-        hop = next((hop for hop in chain.hops if hop.name == name), None)
-        if hop is None:
-            known = ", ".join(hop.name for hop in chain.hops)
-            raise MendFile("C421", f"there is no hop {name!r}: this chain has {known}")
-        choice = [one for one in self._candidates(chain, hop) if to in ("", one.server)]
-        if not choice:
-            raise ChangeServer(
-                "C422",
-                f"{to} is not a server this hop may use now" if to else "no other server is left",
-                hint="chainctl status",
-                where=f"hop {name}",
-            )
-        if not self._replace(chain, hop, choice[0], planned=True, progress=progress):
-            raise ChangeServer(
-                "C423",
-                f"{choice[0].server} does not answer; {hop.tunnel.server} stays",
-                hint="choose another with --to",
-                where=f"hop {name}",
-            )
-
-    def _fail_over(self, chain: Chain, hop: Hop) -> None:
-        """Replace the server of a dead hop by the first candidate that answers."""
-        if hop.number == 1 and self._uplink_is_at_fault(chain):
-            return
-        if not self._silent_since(hop):
-            return
-        self._event("hop_dead", self._silence(chain, hop), hop=hop.name, code="C410")
-        for candidate in self._candidates(chain, hop):
-            if self._rotations_left(hop) <= 0:
-                self._hold(hop, "too many changes of server within an hour")
-                return
-            if self._replace(chain, hop, candidate, planned=False, progress=_silent):
-                # Only now: while nothing answers at all, no server is to blame.
-                self._strike(hop.tunnel.endpoint)
-                self._fruitless = 0
-                return
-            if not self._silent_since(hop):
-                self._event("hop_back", f"{hop.tunnel.server} answers again", hop=hop.name)
-                return
-        self._hold(hop, "no server of its pool answers")
-
-    def _uplink_is_at_fault(self, chain: Chain) -> bool:
-        """Ask before a guard is blamed: whoever can cut the line must not choose the next one."""
-        fault = find_fault(chain.uplink.interface)
-        if fault and fault != self.state.uplink_fault:
-            self._event("uplink_down", fault, code="C425")
-        self._update(uplink_fault=fault)
-        self._next_rotation = clock.boot_seconds() + _UPLINK_PAUSE
-        return bool(fault)
-
-    def _hold(self, hop: Hop, why: str) -> None:
-        """Stay shut and try again later, at random moments more and more rarely."""
-        self._fruitless += 1
-        pause = self._dice.uniform(0.5, min(60.0, 2.0**self._fruitless))
-        self._next_rotation = clock.boot_seconds() + pause
-        self._event("rotation_held", f"{why}; next try in {pause:.0f} s", hop=hop.name, code="C424")
-
-    def _candidates(self, chain: Chain, hop: Hop) -> tuple[Candidate, ...]:
-        gathered = self._gathered
-        assert gathered is not None, "a chain was resolved from it"
-        return order_candidates(
-            candidates(gathered.spec.hops[hop.number - 1], gathered.facts.names),
-            taken={tunnel.endpoint for each in chain.hops for tunnel in each.tunnels},
-            strikes=self._strikes(),
-            now=clock.wall_seconds(),
-            dice=self._dice,
-        )
-
-    def _replace(
-        self,
-        chain: Chain,
-        hop: Hop,
-        candidate: Candidate,
-        *,
-        planned: bool,
-        progress: Progress,
-    ) -> bool:
-        """Make before break: the candidate comes up in the other slot and has to answer before
-        one nft transaction sends traffic its way. What was heard meanwhile vetoes a repair.
-        """
-        begun = time.monotonic()
-        if hop.candidate is not None:
-            # The other slot is still draining: what is left of it ends now.
-            self._retire(chain, hop)
-            chain, hop = self._chain, self._chain.hops[hop.number - 1]
-        trial = self._adjusted(chain, hop, lambda chosen: chosen.with_candidate(candidate.server))
-        beside = trial.hops[hop.number - 1]
-        tunnel = beside.candidate
-        assert tunnel is not None
-        key, place = self._key(beside, tunnel), self._place(trial, beside, tunnel)
-        self._sniffer.watch(key, place, self._alarm)
-        reading = self._sniffer.prove(key, patience=_CANDIDATE_PATIENCE)
-        back = not self._silent_since(hop)
-        if not reading.last_heard or (back and not planned):
-            if not reading.last_heard:
-                if planned or hop.number > 1:
-                    self._strike(tunnel.endpoint)
-                self._event("candidate_silent", f"{tunnel.server} does not answer", hop=hop.name)
-            self._adjusted(trial, hop, HopSelection.alone)
-            self._watch(self._chain)
-            return False
-        if hop.number == 1:
-            self._remember_path(trial, beside, tunnel)
-        switched = self._adjusted(trial, hop, HopSelection.switched)
-        took = time.monotonic() - begun
-        self._event(
-            "server_replaced",
-            f"{hop.tunnel.server} -> {tunnel.server}",
-            hop=hop.name,
-            code="N420" if planned else "N421",
-        )
-        progress(hop.name, f"{hop.tunnel.server} -> {tunnel.server}", took)
-        self._changes.append((clock.boot_seconds(), hop.name))
-        if not planned:
-            self._retire(switched, hop)
-        else:
-            drain = DRAIN_EXIT if hop.number == len(chain.hops) else DRAIN
-            self._retiring[hop.name] = clock.boot_seconds() + drain
-        return True
-
-    def _remember_path(self, chain: Chain, guard: Hop, tunnel: Tunnel) -> None:
-        """Another guard may be reached over a path that takes less."""
-        path = chain.path_to(tunnel.endpoint)
-        known = self._journal.recall(self.name, "path_mtus", {})
-        if path not in known:
-            key = self._key(guard, tunnel)
-            answered, smaller = self._try_sizes(key, chain.tunnel_mtu(guard, tunnel))
-            if answered:
-                known[path] = smaller or chain.path_mtu
-                self._journal.remember(self.name, "path_mtus", known)
-
-    def _retire(self, chain: Chain, hop: Hop) -> None:
-        """Take away the tunnel that no longer carries traffic."""
-        self._retiring.pop(hop.name, None)
-        self._adjusted(chain, hop, HopSelection.alone)
-        self._watch(self._chain)
-
-    def _adjusted(
-        self, chain: Chain, hop: Hop, change: Callable[[HopSelection], HopSelection]
-    ) -> Chain:
-        """The chain with another selection for one hop, carried out beside running traffic.
-
-        Compared with what should be there, not with what is: the next look finds the rest.
-        """
-        gathered = self._gathered
-        assert gathered is not None, "a chain was resolved from it"
-        chosen = change(gathered.facts.selection[hop.name])
-        known = self._journal.recall(self.name, "path_mtus", {})
-        gathered = gathered.with_selection(hop.name, chosen).with_path_mtus(known)
-        new = resolve(gathered.spec, gathered.facts)
-        self._machine.configure(new)
-        self._gathered = self._settle(gathered, new)
-        self._update(chain=new)
-        self._executor.execute(
-            plan(layout(new), layout(chain), beside=True),
-            number=new.number,
-            chain=new,
-            prove=_never,
-            open_gate=_never_open,
-        )
-        return new
-
-    @property
-    def _chain(self) -> Chain:
-        chain = self.state.chain
-        assert chain is not None, "only asked while a chain is up"
-        return chain
-
-    def _strike(self, server: IPv4Address) -> None:
-        strikes = self._strikes()
-        now = clock.wall_seconds()
-        strikes[server] = strikes.get(server, Strike(0.0, now)).another(now)
-        values = {str(at): [strike.weight, strike.at] for at, strike in strikes.items()}
-        self._journal.remember("", "strikes", values)
-
-    def _strikes(self) -> dict[IPv4Address, Strike]:
-        """Shared by all chains of this machine."""
-        kept = self._journal.recall("", "strikes", {})
-        return {IPv4Address(at): Strike(*values) for at, values in kept.items()}
-
-    def _rotations_left(self, hop: Hop) -> int:
-        hour = clock.boot_seconds() - 3600
-        self._changes = [(at, name) for at, name in self._changes if at > hour]
-        of_hop = sum(name == hop.name for _, name in self._changes)
-        return min(ROTATIONS_PER_HOP - of_hop, ROTATIONS_PER_CHAIN - len(self._changes))
 
     def _down(self, progress: Progress) -> None:
         begun = time.monotonic()
@@ -721,7 +526,7 @@ class Worker:
         self._executor.carry_out(
             "clean", lambda: self._machine.clean(self.name, number, last=not others)
         )
-        self._event("chain_down", "the chain is down")
+        self._say("chain_down", "the chain is down")
         self._journal.forget(self.name)
         self.state = State(closed_since=clock.boot_seconds())
         progress("down", f"{len(steps)} parts taken away", time.monotonic() - begun)
@@ -731,7 +536,7 @@ class Worker:
         wanted = self._journal.want(self.name, closed=True)
         self._machine.close_gate(self.name, wanted.number)
         self._update(closed_since=clock.boot_seconds())
-        self._event("gate_closed", "shut by hand", code="N502")
+        self._say("gate_closed", "shut by hand", code="N502")
 
     def _open_by_hand(self, progress: Progress) -> None:
         wanted = self._journal.chain(self.name)
@@ -744,10 +549,6 @@ class Worker:
         """When the hop that was heard longest ago was heard."""
         return min(self._sniffer.reading(self._key(hop)).last_heard for hop in chain.hops)
 
-    def _silent_since(self, hop: Hop) -> float:
-        """Boot time of its oldest unanswered question; 0 when it was heard after the last."""
-        return self._sniffer.reading(self._key(hop)).silent_since
-
     def _failing(self, chain: Chain) -> Hop | None:
         """The outermost hop that is silent; the ones inside it wait for it."""
         now = clock.boot_seconds()
@@ -755,13 +556,6 @@ class Worker:
             if now - self._sniffer.reading(self._key(hop)).last_heard >= FRESH:
                 return hop
         return None
-
-    def _silence(self, chain: Chain, hop: Hop) -> str:
-        reading = self._sniffer.reading(self._key(hop))
-        seconds = clock.boot_seconds() - reading.last_heard
-        outer = chain.hops[hop.number - 2].name if hop.number > 1 else ""
-        fine = f"; {outer} is fine" if outer else ""
-        return f"{reading.unanswered} sent, 0 heard for {seconds:.1f} s{fine}"
 
     def _gate_is_open(self, chain: Chain) -> bool:
         return self._machine.gate_until(chain.number) > clock.boot_ns()
@@ -777,22 +571,29 @@ class Worker:
         wanted = self._journal.chain(self.name)
         if wanted is not None:
             self._machine.close_gate(self.name, wanted.number)
-        self._event("fault", f"{type(error).__name__}: {error}", code="C599")
+        self._say("fault", f"{type(error).__name__}: {error}", code="C599")
         self._remember_problem(
             ChainctlError("C599", f"a fault in chainctl: {error!r}", hint="please report it")
         )
 
-    def _event(self, kind: str, text: str, *, hop: str = "", code: str = "") -> None:
-        self._journal.append(Event(kind, self.name, text, hop=hop, code=code))
+    @property
+    def _chain(self) -> Chain:
+        chain = self.state.chain
+        assert chain is not None, "only asked while a chain is up"
+        return chain
 
-    def _place(self, chain: Chain, hop: Hop, tunnel: Tunnel) -> Place:
-        ns = chain.namespace(hop)
-        link = tunnel.slot.link
-        device = self._machine.device(ns, link)
-        return Place(ns, link, tunnel.address, tunnel.resolver, tunnel.endpoint, device)
+    def _show(self, chain: Chain) -> None:
+        self._update(chain=chain)
 
-    def _key(self, hop: Hop, tunnel: Tunnel | None = None) -> str:
-        return f"{self.name}/{hop.name}/{(tunnel or hop.tunnel).slot.name}"
+    def _carry_out(self, gathered: Gathered) -> None:
+        wanted = self._journal.chain(self.name)
+        assert wanted is not None, "only asked while a chain is up"
+        self._reconcile(gathered, wanted, _silent, asked=True)
+
+    @property
+    def uplink_fault(self) -> str:
+        """What is wrong with the way to the first server; "" when nothing is known."""
+        return self._uplink_fault
 
     def _update(self, **changes: object) -> None:
         self.state = replace(self.state, **changes)  # type: ignore[arg-type]

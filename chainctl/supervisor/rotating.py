@@ -1,0 +1,446 @@
+"""The half of a chain's worker that replaces servers: failed, due, unloved, or by hand.
+
+Make before break: the candidate comes up in the hop's other tunnel slot, has to answer a
+two-way probe, and then one nft transaction sends traffic its way. Whom to try and whether to
+try at all is decided in `rotation`; which hop is at fault, in `verdict`.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+from chainctl.errors import ChangeServer, MendFile, RefusedByPolicy
+from chainctl.host import clock
+from chainctl.model.chain import Chain, Hop, Tunnel
+from chainctl.model.event import Event
+from chainctl.model.selection import HopSelection
+from chainctl.net.layout import layout
+from chainctl.net.uplink import find_fault
+from chainctl.spec.model import HopSpec
+from chainctl.store.journal import Journal
+from chainctl.supervisor.choose import Candidate
+from chainctl.supervisor.execute import Executor, Progress
+from chainctl.supervisor.gather import Gathered
+from chainctl.supervisor.machine import Machine
+from chainctl.supervisor.path_mtu import judge_sizes, sizes_to_try
+from chainctl.supervisor.plan import plan
+from chainctl.supervisor.resolve import resolve
+from chainctl.supervisor.rotation import Options, Rotations
+from chainctl.supervisor.sniffer import Place, Reading, Sniffer
+
+DRAIN = 2.0
+"""Seconds a replaced tunnel still takes what its server sends back."""
+
+_CANDIDATE_PATIENCE = 1.5
+"""Seconds a server has to answer that comes up beside the one it may replace."""
+_WARM = 1.0
+"""Seconds within which a standby must have been heard to take over without being asked."""
+_LOSSY_FOR = 60.0
+"""Seconds of more loss than allowed before a server is replaced for it."""
+_UPLINK_PAUSE = 1.0
+"""Seconds between two looks at an uplink that is down."""
+_SIZES_PATIENCE = 0.5
+"""Seconds for an answer to a packet of each size, before all are sent again."""
+_SIZES_ROUNDS = 3
+"""A packet that is lost for another reason is not to make the MTU smaller."""
+
+
+class Rotating(ABC):
+    """What is only annotated or abstract belongs to the worker."""
+
+    name: str
+    _machine: Machine
+    _journal: Journal
+    _sniffer: Sniffer
+    _executor: Executor
+    _gathered: Gathered | None
+    _rotations: Rotations
+    _retiring: dict[str, float]
+    """Hop -> boot time at which its draining tunnel is taken away."""
+
+    _uplink_fault: str
+    _lossy_since: dict[str, float]
+    """Hop -> boot time since which it has lost more than allowed."""
+
+    @property
+    @abstractmethod
+    def _chain(self) -> Chain: ...
+
+    @abstractmethod
+    def _settle(self, gathered: Gathered, chain: Chain) -> Gathered: ...
+
+    @abstractmethod
+    def _watch(self, chain: Chain) -> None: ...
+
+    @abstractmethod
+    def _alarm(self) -> None: ...
+
+    @abstractmethod
+    def _show(self, chain: Chain) -> None: ...
+
+    @abstractmethod
+    def _carry_out(self, gathered: Gathered) -> None: ...
+
+    def _rotate_by_hand(self, name: str, to: str, progress: Progress) -> None:
+        chain, hop = self._hop_by_name(name)
+        options = self._options(chain, hop)
+        choice = [one for one in options.order if to in ("", one.server)]
+        if not choice:
+            why = options.why or "no other server is left"
+            raise ChangeServer(
+                "C422",
+                f"{to} is not a server this hop may use now" if to else why,
+                hint="chainctl explain",
+                where=f"hop {name}",
+            )
+        if not self._replace(chain, hop, choice[0], planned=True, progress=progress):
+            raise ChangeServer(
+                "C423",
+                f"{choice[0].server} does not answer; {hop.tunnel.server} stays",
+                hint="choose another with --to",
+                where=f"hop {name}",
+            )
+        self._rotations.carries(self._hop(name), self._wish(hop), by_hand=True)
+
+    def _hop_by_name(self, name: str) -> tuple[Chain, Hop]:
+        if self._gathered is None:
+            raise RefusedByPolicy(
+                "C420", f"the chain {self.name} is not up and proved", hint="chainctl status"
+            )
+        chain = self._chain
+        hop = next((hop for hop in chain.hops if hop.name == name), None)
+        if hop is None:
+            known = ", ".join(hop.name for hop in chain.hops)
+            raise MendFile("C421", f"there is no hop {name!r}: this chain has {known}")
+        return chain, hop
+
+    def _fail_over(self, chain: Chain, hop: Hop) -> None:
+        """Replace the server of a dead hop by the first candidate that answers."""
+        if hop.number == 1 and self._uplink_is_at_fault(chain):
+            return
+        if not self._silent_since(hop):
+            return
+        self._say("hop_dead", self._silence(chain, hop), hop=hop.name, code="C410")
+        if self._standby_takes_over(chain, hop):
+            return
+        options = self._options(chain, hop)
+        for candidate in options.order:
+            if not self._rotations.may_change(self._known.spec, hop):
+                self._hold(hop, "too many changes of server within an hour")
+                return
+            if self._replace(chain, hop, candidate, planned=False, progress=_silent):
+                # Only now: while nothing answers at all, no server is to blame.
+                self._rotations.blame(hop, hop.tunnel.endpoint)
+                return
+            if not self._silent_since(hop):
+                self._say("hop_back", f"{hop.tunnel.server} answers again", hop=hop.name)
+                return
+            chain, hop = self._chain, self._hop(hop.name)
+        self._hold(hop, options.why or "no server of its pool answers")
+
+    def _standby_takes_over(self, chain: Chain, hop: Hop) -> bool:
+        tunnel = hop.candidate
+        if tunnel is None or hop.name in self._retiring:
+            return False
+        reading = self._sniffer.reading(self._key(hop, tunnel))
+        if clock.boot_seconds() - reading.last_heard > _WARM:
+            return False
+        begun = time.monotonic()
+        switched = self._adjusted(chain, hop, HopSelection.switched)
+        self._replaced(hop, tunnel, planned=False, progress=_silent, begun=begun)
+        self._rotations.blame(hop, hop.tunnel.endpoint)
+        self._retire(switched, hop)
+        return True
+
+    def _uplink_is_at_fault(self, chain: Chain) -> bool:
+        """Ask before a guard is blamed: whoever can cut the line must not choose the next one."""
+        fault = find_fault(chain.uplink.interface)
+        if fault and fault != self._uplink_fault:
+            self._say("uplink_down", fault, code="C425")
+        self._uplink_fault = fault
+        if fault:
+            self._rotations.held_until = clock.boot_seconds() + _UPLINK_PAUSE
+        return bool(fault)
+
+    def _hold(self, hop: Hop, why: str) -> None:
+        seconds = self._rotations.hold()
+        text = f"{why}; next try in {seconds:.0f} s"
+        self._say("rotation_held", text, hop=hop.name, code="C424")
+
+    def _rotate_what_is_due(self, chain: Chain) -> bool:
+        """At most one thing at a time, and only while every hop answers."""
+        spec = self._known.spec
+        over = [hop for hop in chain.hops if self._is_over(hop)]
+        if over:
+            self._retire(chain, over[0])
+            return True
+        for hop in chain.hops:
+            if self._wish(hop).standby and hop.candidate is None and not self._held():
+                return self._bring_up_standby(chain, hop)
+        lossy = self._lossy_hop(chain)
+        if lossy is not None and not self._held():
+            share = self._one_way_loss(lossy)
+            self._say("hop_lossy", f"loses {share:.0%} of its packets", hop=lossy.name, code="C426")
+            if not self._planned(chain, lossy):
+                self._hold(lossy, "no other server answers")
+            return True
+        name = self._rotations.due(spec, chain, busy=bool(self._retiring))
+        if name is not None:
+            return self._planned(chain, self._hop(name))
+        back = self._rotations.fail_back(spec, self._known.facts.names, chain)
+        if back is not None and not self._held():
+            hop, candidate = back
+            if not self._replace(chain, hop, candidate, planned=True, progress=_silent):
+                self._hold(hop, f"{candidate.server}, which it prefers, does not answer")
+            return True
+        return False
+
+    def _lossy_hop(self, chain: Chain) -> Hop | None:
+        """The outermost hop that has lost more than is allowed for a minute: the ones inside
+        it lose what it loses.
+        """
+        now = clock.boot_seconds()
+        for hop in chain.hops:
+            if self._one_way_loss(hop) <= self._known.spec.health.loss:
+                self._lossy_since.pop(hop.name, None)
+            elif now - self._lossy_since.setdefault(hop.name, now) >= _LOSSY_FOR:
+                self._lossy_since.clear()
+                return hop
+            else:
+                return None
+        return None
+
+    def _one_way_loss(self, hop: Hop) -> float:
+        """A question and its answer are two packets."""
+        both = self._sniffer.reading(self._key(hop)).behaviour.loss
+        return 1.0 - math.sqrt(1.0 - min(both, 1.0))
+
+    def _planned(self, chain: Chain, hop: Hop) -> bool:
+        if hop.number == 1:
+            self._rotations.retire_guard(hop.tunnel.endpoint)
+        options = self._options(chain, hop)
+        for candidate in options.order[:3]:
+            if not self._rotations.may_change(self._known.spec, hop):
+                break
+            if self._replace(chain, hop, candidate, planned=True, progress=_silent):
+                return True
+            chain, hop = self._chain, self._hop(hop.name)
+        self._rotations.postpone(hop)
+        why = options.why or "no other server answers"
+        self._say("rotation_postponed", f"{hop.tunnel.server} stays: {why}", hop=hop.name)
+        return True
+
+    def _bring_up_standby(self, chain: Chain, hop: Hop) -> bool:
+        """Beside the active tunnel, and kept there: it can take over within one transaction."""
+        options = self._options(chain, hop)
+        if not options.order:
+            self._hold(hop, f"no standby: {options.why}")
+            return True
+        candidate = options.order[0]
+        tunnel = self._raise(chain, hop, candidate)
+        if tunnel is None:
+            self._drop_candidate(hop)
+            self._rotations.blame(hop, candidate.address)
+            self._hold(hop, f"{candidate.server} does not answer as a standby")
+        else:
+            self._say("standby_ready", f"{tunnel.server} stands by", hop=hop.name)
+            self._watch(self._chain)
+        return True
+
+    def _replace(
+        self,
+        chain: Chain,
+        hop: Hop,
+        candidate: Candidate,
+        *,
+        planned: bool,
+        progress: Progress,
+    ) -> bool:
+        """Whether the hop uses the candidate now. What was heard meanwhile vetoes a repair."""
+        begun = time.monotonic()
+        if self._wish(hop).sessions == 1:
+            return self._remove_first(hop, candidate, planned=planned, progress=progress)
+        if hop.candidate is not None:
+            # The other slot is taken, by what drains or stands by: that ends now.
+            self._retire(chain, hop)
+            chain, hop = self._chain, self._hop(hop.name)
+        tunnel = self._raise(chain, hop, candidate)
+        if tunnel is None or (not planned and not self._silent_since(hop)):
+            self._drop_candidate(hop)
+            if tunnel is None:
+                # Nobody is to blame while the uplink may be: a guard needs a witness.
+                if planned or hop.number > 1:
+                    self._rotations.blame(hop, candidate.address)
+                self._say("candidate_silent", f"{candidate.server} does not answer", hop=hop.name)
+            return False
+        trial = self._chain
+        if hop.number == 1:
+            self._remember_path(trial, self._hop(hop.name), tunnel)
+        switched = self._adjusted(trial, hop, HopSelection.switched)
+        self._replaced(hop, tunnel, planned=planned, progress=progress, begun=begun)
+        if planned:
+            exits = hop.number == len(chain.hops)
+            drain = self._known.spec.rotation.drain if exits else DRAIN
+            self._retiring[hop.name] = clock.boot_seconds() + drain
+            self._watch(switched)
+        else:
+            self._retire(switched, hop)
+        return True
+
+    def _remove_first(
+        self, hop: Hop, candidate: Candidate, *, planned: bool, progress: Progress
+    ) -> bool:
+        """For an account that allows one session: the gate is shut until the new one is proved."""
+        begun = time.monotonic()
+        self._rotations.will_try(hop, candidate.address)
+        chosen = HopSelection(hop.active, {hop.active: candidate.server})
+        self._carry_out(self._known.with_selection(hop.name, chosen))
+        tunnel = self._hop(hop.name).tunnel
+        self._replaced(hop, tunnel, planned=planned, progress=progress, begun=begun)
+        return True
+
+    def _raise(self, chain: Chain, hop: Hop, candidate: Candidate) -> Tunnel | None:
+        """Bring the candidate up beside what carries traffic; None when it does not answer."""
+        self._rotations.will_try(hop, candidate.address)
+        trial = self._adjusted(chain, hop, lambda chosen: chosen.with_candidate(candidate.server))
+        beside = trial.hops[hop.number - 1]
+        tunnel = beside.candidate
+        assert tunnel is not None, "it was just given one"
+        key = self._key(beside, tunnel)
+        self._sniffer.watch(key, self._place(trial, beside, tunnel), self._alarm)
+        reading: Reading = self._sniffer.prove(key, patience=_CANDIDATE_PATIENCE)
+        return tunnel if reading.last_heard else None
+
+    def _drop_candidate(self, hop: Hop) -> None:
+        self._adjusted(self._chain, hop, HopSelection.alone)
+        self._watch(self._chain)
+
+    def _replaced(
+        self, hop: Hop, tunnel: Tunnel, *, planned: bool, progress: Progress, begun: float
+    ) -> None:
+        self._rotations.changed(hop)
+        text = f"{hop.tunnel.server} -> {tunnel.server}"
+        if not planned and hop.number == len(self._chain.hops):
+            text += "; the exit address changed, so open connections end"
+        self._say("server_replaced", text, hop=hop.name, code="N420" if planned else "N421")
+        progress(hop.name, text, time.monotonic() - begun)
+
+    def _remember_path(self, chain: Chain, guard: Hop, tunnel: Tunnel) -> None:
+        """Another guard may be reached over a path that takes less."""
+        path = chain.path_to(tunnel.endpoint)
+        known = self._journal.recall(self.name, "path_mtus", {})
+        if path not in known:
+            key = self._key(guard, tunnel)
+            answered, smaller = self._try_sizes(key, chain.tunnel_mtu(guard, tunnel))
+            if answered:
+                known[path] = smaller or chain.path_mtu
+                self._journal.remember(self.name, "path_mtus", known)
+
+    def _try_sizes(self, key: str, largest: int) -> tuple[bool, int | None]:
+        """Whether any packet came through, and the path MTU when it is smaller than thought."""
+        answered: set[int] = set()
+        for _ in range(_SIZES_ROUNDS):
+            answered |= self._sniffer.measure(key, sizes_to_try(largest), patience=_SIZES_PATIENCE)
+            if largest in answered:
+                break
+        return bool(answered), judge_sizes(largest, answered)
+
+    def _retire(self, chain: Chain, hop: Hop) -> None:
+        """Take away the tunnel that no longer carries traffic."""
+        self._retiring.pop(hop.name, None)
+        self._adjusted(chain, hop, HopSelection.alone)
+        self._watch(self._chain)
+
+    def _adjusted(
+        self, chain: Chain, hop: Hop, change: Callable[[HopSelection], HopSelection]
+    ) -> Chain:
+        """The chain with another selection for one hop, carried out beside running traffic.
+
+        Compared with what should be there, not with what is: the next look finds the rest.
+        """
+        chosen = change(self._known.facts.selection[hop.name])
+        paths = self._journal.recall(self.name, "path_mtus", {})
+        gathered = self._known.with_selection(hop.name, chosen).with_path_mtus(paths)
+        new = resolve(gathered.spec, gathered.facts)
+        self._machine.configure(new)
+        self._gathered = self._settle(gathered, new)
+        self._show(new)
+        self._executor.execute(
+            plan(layout(new), layout(chain), beside=True),
+            number=new.number,
+            chain=new,
+            prove=_never,
+            open_gate=_never_open,
+        )
+        return new
+
+    def _options(self, chain: Chain, hop: Hop) -> Options:
+        known = self._known
+        return self._rotations.options(known.spec, known.facts.names, hop, chain)
+
+    def _silence(self, chain: Chain, hop: Hop) -> str:
+        """The evidence as a sentence."""
+        reading = self._sniffer.reading(self._key(hop))
+        seconds = clock.boot_seconds() - reading.last_heard
+        outer = chain.hops[hop.number - 2].name if hop.number > 1 else ""
+        fine = f"; {outer} is fine" if outer else ""
+        return f"{reading.unanswered} sent, 0 heard for {seconds:.1f} s{fine}"
+
+    def _silent_since(self, hop: Hop) -> float:
+        """Boot time of its oldest unanswered question; 0 when it was heard after the last."""
+        return self._sniffer.reading(self._key(hop)).silent_since
+
+    def _place(self, chain: Chain, hop: Hop, tunnel: Tunnel) -> Place:
+        ns = chain.namespace(hop)
+        link = tunnel.slot.link
+        health = self._known.spec.health
+        return Place(
+            ns,
+            link,
+            tunnel.address,
+            tunnel.resolver,
+            tunnel.endpoint,
+            probe=health.probe,
+            interval=health.interval,
+            threshold=health.phi,
+            device=self._machine.device(ns, link),
+        )
+
+    def _key(self, hop: Hop, tunnel: Tunnel | None = None) -> str:
+        return f"{self.name}/{hop.name}/{(tunnel or hop.tunnel).slot.name}"
+
+    def _say(self, kind: str, text: str, *, hop: str = "", code: str = "") -> None:
+        self._journal.append(Event(kind, self.name, text, hop=hop, code=code))
+
+    @property
+    def _known(self) -> Gathered:
+        assert self._gathered is not None, "only asked while a chain is up"
+        return self._gathered
+
+    def _hop(self, name: str) -> Hop:
+        return next(hop for hop in self._chain.hops if hop.name == name)
+
+    def _wish(self, hop: Hop) -> HopSpec:
+        return self._known.spec.hops[hop.number - 1]
+
+    def _is_over(self, hop: Hop) -> bool:
+        at = self._retiring.get(hop.name)
+        return at is not None and at <= clock.boot_seconds()
+
+    def _held(self) -> bool:
+        return clock.boot_seconds() < self._rotations.held_until
+
+
+def _silent(_what: str, _text: str, _seconds: float) -> None:
+    """What happens by itself has nobody to report to but the journal."""
+
+
+def _never(number: int) -> None:
+    raise AssertionError(f"hop {number} is proved while another one is changed")
+
+
+def _never_open() -> None:
+    raise AssertionError("the gate is opened while a hop is changed beside traffic")

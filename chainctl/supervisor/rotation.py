@@ -1,0 +1,248 @@
+"""What one chain remembers and decides about its servers: who may come next, and when.
+
+The worker asks and acts; the rules themselves are pure and stand in `choose`, `guards` and
+`schedule`. What has to outlive the supervisor is kept in the journal.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+
+from chainctl.host import clock
+from chainctl.model.chain import Chain, Hop
+from chainctl.spec.model import ChainSpec, HopSpec
+from chainctl.store.journal import Journal
+from chainctl.supervisor.choose import QUARANTINE, Candidate, NoCandidate, Strike, rank_servers
+from chainctl.supervisor.guards import GuardState, choose_guards, confirmed, failed, retired, tried
+from chainctl.supervisor.resolve import candidates
+from chainctl.supervisor.schedule import Quiet, due, may_rotate, next_rotation, pause
+
+_GUARD_KEEP = 60 * 86400.0
+"""Seconds a guard stays unless the chain file says otherwise (Tor guard-spec: 60 days)."""
+_FAIL_BACK_AFTER = 600.0
+"""Seconds a hop stays with a server before it returns to the preferred one."""
+_POSTPONED = 600.0
+"""Seconds by which a planned rotation is put off that found nobody to go to."""
+_HISTORY = 3600.0
+
+
+@dataclass(frozen=True)
+class Options:
+    """Servers to try, in this order; `why` tells why there are no more of them."""
+
+    order: tuple[Candidate, ...]
+    why: str = ""
+
+
+class Rotations:
+    """For one chain; used by its worker's thread only, but for `strikes`."""
+
+    def __init__(self, name: str, journal: Journal) -> None:
+        self._name = name
+        self._journal = journal
+        self._dice = random.SystemRandom()
+        self._attempt = 0
+        self.held_until = 0.0
+        """Boot time before which nothing is tried again."""
+
+    def options(
+        self, spec: ChainSpec, names: Mapping[str, IPv4Address], hop: Hop, chain: Chain
+    ) -> Options:
+        """Whom this hop could use instead of the servers it has."""
+        now = clock.wall_seconds()
+        own = {tunnel.endpoint for tunnel in hop.tunnels}
+        pool = candidates(spec.hops[hop.number - 1], names)
+        if hop.number == 1:
+            return self._guard_options(spec, pool, own, now)
+        known = {each.number: candidates(spec.hops[each.number - 1], names) for each in chain.hops}
+        path = [
+            candidate
+            for each in chain.hops
+            if each.number != hop.number
+            for candidate in known[each.number]
+            if candidate.address in {tunnel.endpoint for tunnel in each.tunnels}
+        ]
+        ranked = rank_servers(
+            pool,
+            path,
+            own=own,
+            rules=spec.independent,
+            strikes=self.strikes(),
+            now=now,
+            dice=self._dice,
+        )
+        if isinstance(ranked, NoCandidate):
+            return Options((), ranked.detail)
+        return Options(ranked)
+
+    def _guard_options(
+        self,
+        spec: ChainSpec,
+        pool: tuple[Candidate, ...],
+        own: set[IPv4Address],
+        now: float,
+    ) -> Options:
+        guards, state = choose_guards(
+            self._guards(),
+            pool,
+            budget=spec.rotation.guard_budget,
+            prefer=self._preferred(spec.hops[0], pool),
+            now=now,
+            dice=self._dice,
+        )
+        self._keep_guards(state)
+        order = tuple(candidate for candidate in guards.order if candidate.address not in own)
+        if guards.spent is not None:
+            return Options(order, guards.spent.detail)
+        return Options(order, "" if order else "its pool has no other server")
+
+    def will_try(self, hop: Hop, server: IPv4Address) -> None:
+        """Counted before the first packet: whoever sees it has seen a guard of this chain."""
+        if hop.number == 1:
+            self._keep_guards(tried(self._guards(), server, clock.wall_seconds()))
+
+    def carries(self, hop: Hop, spec: HopSpec, *, by_hand: bool = False) -> None:
+        """The hop's server carries proved traffic."""
+        if hop.number == 1:
+            keep = spec.keep or (spec.rotate[1] if spec.rotate else _GUARD_KEEP)
+            self._keep_guards(
+                confirmed(
+                    self._guards(),
+                    hop.tunnel.endpoint,
+                    keep=keep,
+                    first=by_hand,
+                    now=clock.wall_seconds(),
+                    dice=self._dice,
+                )
+            )
+
+    def blame(self, hop: Hop, server: IPv4Address) -> None:
+        """It was silent while others answered."""
+        now = clock.wall_seconds()
+        strikes = self.strikes()
+        strikes[server] = strikes.get(server, Strike(0.0, now)).another(now)
+        values = {str(at): [strike.weight, strike.at] for at, strike in strikes.items()}
+        self._journal.remember("", "strikes", values)
+        if hop.number == 1:
+            self._keep_guards(failed(self._guards(), server, now))
+
+    def strikes(self) -> dict[IPv4Address, Strike]:
+        """Shared by all chains of this machine."""
+        kept = self._journal.recall("", "strikes", {})
+        return {IPv4Address(at): Strike(*values) for at, values in kept.items()}
+
+    def changed(self, hop: Hop) -> None:
+        """The hop has another server: one more in the hour's count."""
+        now = clock.wall_seconds()
+        kept = [entry for entry in self._history() if entry[0] > now - _HISTORY]
+        self._journal.remember(self._name, "changes", [*kept, (now, hop.name)])
+        self._attempt = 0
+
+    def may_change(self, spec: ChainSpec, hop: Hop) -> bool:
+        return may_rotate(
+            self._history(),
+            hop.name,
+            now=clock.wall_seconds(),
+            per_hop=spec.rotation.per_hop_hour,
+            per_chain=spec.rotation.per_chain_hour,
+        )
+
+    def hold(self) -> float:
+        """Nothing came of it: wait, at random more and more rarely. Returns the seconds."""
+        self._attempt += 1
+        seconds = pause(self._attempt, self._dice)
+        self.held_until = clock.boot_seconds() + seconds
+        return seconds
+
+    def plan(self, spec: ChainSpec, chain: Chain) -> dict[str, float]:
+        """When each hop's server is to be replaced (seconds since 1970), drawn once a server."""
+        kept = self._journal.recall(self._name, "planned", {})
+        since = self._journal.recall(self._name, "since", {})
+        planned: dict[str, list[object]] = {}
+        for hop, wish in zip(chain.hops, spec.hops, strict=True):
+            terms = [hop.tunnel.server, wish.rotate and list(wish.rotate), wish.keep]
+            known = kept.get(hop.name)
+            if known and known[:3] == terms:
+                planned[hop.name] = known
+                continue
+            at = next_rotation(
+                rotate=wish.rotate,
+                keep=wish.keep,
+                since=float(since.get(hop.name, ["", clock.wall_seconds()])[1]),
+                quiet=_quiet(spec),
+                dice=self._dice,
+            )
+            planned[hop.name] = [*terms, at]
+        if planned != kept:
+            self._journal.remember(self._name, "planned", planned)
+        return {
+            name: float(entry[3])  # type: ignore[arg-type]
+            for name, entry in planned.items()
+            if entry[3] is not None
+        }
+
+    def postpone(self, hop: Hop) -> None:
+        """Its planned rotation found nobody to go to."""
+        kept = self._journal.recall(self._name, "planned", {})
+        if hop.name in kept:
+            kept[hop.name][3] = clock.wall_seconds() + _POSTPONED
+            self._journal.remember(self._name, "planned", kept)
+
+    def due(self, spec: ChainSpec, chain: Chain, *, busy: bool) -> str | None:
+        """The hop whose server is to be replaced now, by plan."""
+        history = self._history()
+        return due(
+            self.plan(spec, chain),
+            now=clock.wall_seconds(),
+            last_change=max((at for at, _ in history), default=0.0),
+            busy=busy,
+            quiet=_quiet(spec),
+        )
+
+    def retire_guard(self, server: IPv4Address) -> None:
+        """Its time as guard is over."""
+        self._keep_guards(retired(self._guards(), server))
+
+    def fail_back(
+        self, spec: ChainSpec, names: Mapping[str, IPv4Address], chain: Chain
+    ) -> tuple[Hop, Candidate] | None:
+        """A hop that should return to its preferred server, now that it may."""
+        now = clock.wall_seconds()
+        since = self._journal.recall(self._name, "since", {})
+        strikes = self.strikes()
+        for hop, wish in zip(chain.hops, spec.hops, strict=True):
+            if wish.prefer is None or hop.tunnel.server == wish.prefer:
+                continue
+            if now - float(since.get(hop.name, ["", now])[1]) < _FAIL_BACK_AFTER:
+                continue
+            for candidate in candidates(wish, names):
+                strike = strikes.get(candidate.address)
+                rested = strike is None or strike.weight_at(now) < QUARANTINE
+                if candidate.server == wish.prefer and rested:
+                    return hop, candidate
+        return None
+
+    def _preferred(self, hop: HopSpec, pool: tuple[Candidate, ...]) -> IPv4Address | None:
+        return next((one.address for one in pool if one.server == hop.prefer), None)
+
+    def _history(self) -> list[tuple[float, str]]:
+        kept = self._journal.recall(self._name, "changes", [])
+        return [(float(at), str(hop)) for at, hop in kept]
+
+    def _guards(self) -> GuardState:
+        with suppress(KeyError, TypeError, ValueError):
+            return GuardState.from_json(self._journal.recall(self._name, "guards", []))
+        return GuardState()
+
+    def _keep_guards(self, state: GuardState) -> None:
+        if state != self._guards():
+            self._journal.remember(self._name, "guards", state.to_json())
+
+
+def _quiet(spec: ChainSpec) -> Quiet | None:
+    hours = spec.rotation.quiet
+    return Quiet(*hours, zone=None) if hours else None
