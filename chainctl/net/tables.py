@@ -34,10 +34,15 @@ _DOCKER_CHAIN = "ip filter DOCKER-USER"
 
 class Tables:
     def __init__(self, namespaces: Namespaces, memory: Path) -> None:
-        """`memory`: directory for the hashes, gone after a reboot like the tables."""
+        """`memory`: directory for the hashes, gone after a reboot like the tables.
+
+        Nobody else writes there: what was half written there was left by a crash.
+        """
         self._namespaces = namespaces
         self._memory = memory
         ensure_dir(memory, 0o700)
+        for half_written in memory.glob(".*"):
+            half_written.unlink()
 
     def write(self, part: NftTable) -> None:
         """Create or replace. Raises NftError C305; then the old rules stay in force."""
