@@ -337,6 +337,7 @@ class Machine:
                 self._drop_filter()
                 remove_pins(self._settings.bpf_dir)
                 unmount_bpffs(self._settings.bpf_dir)
+                self._clients.tidy()
 
     # The gate.
 
