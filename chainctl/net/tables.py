@@ -100,6 +100,13 @@ class Tables:
         for path in self._memory.glob(f"{ns}@*"):
             path.unlink(missing_ok=True)
 
+    def tidy(self, chain: str, *, last: bool) -> None:
+        """The chain is gone, and when it was the `last` the panel as well: no hash is left."""
+        for path in self._memory.iterdir():
+            ns, _, table = path.name.partition("@")
+            if last or ns.startswith(f"{chain}.") or (ns, table) == (HOST, f"{TABLE}-{chain}"):
+                path.unlink()
+
     def make_docker_rule(self, part: DockerRule) -> None:
         self.remove_docker_rule(part)
         rules = [
