@@ -38,9 +38,9 @@ def report_error(error: ChainctlError, *, as_json: bool = False) -> None:
 
 
 def describe(error: ChainctlError) -> dict[str, Any]:
-    """The same facts as JSON; documented in docs/chain-file.md and docs/json.md."""
+    """The same facts as JSON; docs/json.md lists them."""
     out: dict[str, Any] = {"code": error.code, "message": error.message, "where": error.where}
-    out["hint"] = error.hint
+    out |= {"hint": error.hint, "exit_status": error.exit_status}
     if isinstance(error, MendFile) and error.complaints:
         out["complaints"] = [vars(complaint) for complaint in error.complaints]
     return out

@@ -145,6 +145,12 @@ class Namespaces:
         """
         self.call(_HOST, lambda: self._remove(name))
 
+    def tidy(self, prefix: str = "") -> None:
+        """Take away what a crash left: the files of pins that are no longer or not yet pins, of
+        those that begin with `prefix`, and the mount of `pins` when nothing is pinned.
+        """
+        self.call(_HOST, lambda: self._tidy(prefix))
+
     def forget(self, ns: str) -> None:
         """Close what is kept of `ns`: an open socket would keep it alive."""
         self.call(_HOST, lambda: self._forget(ns))
@@ -305,6 +311,15 @@ class Namespaces:
         while self.inode(name) is not None:
             _umount(pin)
         pin.unlink(missing_ok=True)
+        self._unmount_pins()
+
+    def _tidy(self, prefix: str) -> None:
+        for pin in self._pins.glob(f"{prefix}*"):
+            if self.inode(pin.name) is None:
+                pin.unlink()
+        self._unmount_pins()
+
+    def _unmount_pins(self) -> None:
         if not self.names():
             _try_umount(self._pins)
 

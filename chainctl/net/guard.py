@@ -191,7 +191,8 @@ def render_host(chain: Chain) -> str:
     raw.append(f'iifname "{ours}" drop')
     forward += [f'iifname "{ours}" drop', f'oifname "{ours}" drop']
     if not chain.uplink.forwarded_before:
-        forward.append(f'iifname "{wan}" drop')
+        # Other chains of this machine have tables of their own for their links.
+        forward.append(f'iifname "{wan}" oifname != "chain*" drop')
     return _table(
         _chain("prerouting", "filter", "prerouting", -300, raw, ends="accept"),
         _chain("forward", "filter", "forward", -10, forward, ends="accept"),

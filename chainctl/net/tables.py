@@ -34,10 +34,15 @@ _DOCKER_CHAIN = "ip filter DOCKER-USER"
 
 class Tables:
     def __init__(self, namespaces: Namespaces, memory: Path) -> None:
-        """`memory`: directory for the hashes, gone after a reboot like the tables."""
+        """`memory`: directory for the hashes, gone after a reboot like the tables.
+
+        Nobody else writes there: what was half written there was left by a crash.
+        """
         self._namespaces = namespaces
         self._memory = memory
         ensure_dir(memory, 0o700)
+        for half_written in memory.glob(".*"):
+            half_written.unlink()
 
     def write(self, part: NftTable) -> None:
         """Create or replace. Raises NftError C305; then the old rules stay in force."""
@@ -94,6 +99,13 @@ class Tables:
         """The namespace is gone, and its tables with it."""
         for path in self._memory.glob(f"{ns}@*"):
             path.unlink(missing_ok=True)
+
+    def tidy(self, chain: str, *, last: bool) -> None:
+        """The chain is gone, and when it was the `last` the panel as well: no hash is left."""
+        for path in self._memory.iterdir():
+            ns, _, table = path.name.partition("@")
+            if last or ns.startswith(f"{chain}.") or (ns, table) == (HOST, f"{TABLE}-{chain}"):
+                path.unlink()
 
     def make_docker_rule(self, part: DockerRule) -> None:
         self.remove_docker_rule(part)

@@ -88,7 +88,17 @@ class Clients:
         with self._only_one(name):
             self._clean(name)
             (self._folder / name).rmdir()
-        self._tidy()
+        self.tidy()
+
+    def tidy(self) -> None:
+        """With the last client the directories and groups for all of them go.
+
+        To be called again when nothing is left: a crash may have ended `stop` in between.
+        """
+        with contextlib.suppress(OSError, LookAgain), _locked(self._folder, fcntl.LOCK_EX, 0):
+            self._folder.rmdir()
+            cgroups.remove(cgroups.read_hierarchies(), self._group)
+            self._state.rmdir()
 
     def observe(self, prefix: str = "") -> dict[str, Running | None]:
         """Clients by name, 0.4 ms each; None: only rests, which `start` and `stop` clean up."""
@@ -239,6 +249,9 @@ class Clients:
             if time.monotonic() > deadline:
                 raise LookAgain("C544", f"the processes of the client {name} do not end")
             time.sleep(0.001)
+        for file in (self._state / name).glob("*"):
+            # For a moment runc has its own program mounted there (nsenter/cloned_binary.c).
+            unmount(file)
         shutil.rmtree(self._state / name, ignore_errors=True)
         if self._fs(name).exists():
             unmount(self._fs(name))
@@ -255,13 +268,6 @@ class Clients:
             return False
         cgroups.kill(hierarchies, self._client_group(name))
         return cgroups.remove(hierarchies, self._client_group(name))
-
-    def _tidy(self) -> None:
-        """With the last client the directories and groups for all of them go."""
-        with contextlib.suppress(OSError, LookAgain), _locked(self._folder, fcntl.LOCK_EX, 0):
-            self._folder.rmdir()
-            cgroups.remove(cgroups.read_hierarchies(), self._group)
-            self._state.rmdir()
 
     @contextlib.contextmanager
     def _only_one(self, name: str) -> Iterator[None]:

@@ -121,4 +121,13 @@ def _forwarded_before(spec: ChainSpec, network: NetworkFacts, journal: Journal) 
     route = network.default_route
     name = spec.wan.interface or (route.link if route else "") or ""
     link = network.link(name)
-    return bool(link and link.forwarding)
+    return bool(link and link.forwarding) and not _forwards_for_us(name, journal)
+
+
+def _forwards_for_us(uplink: str, journal: Journal) -> bool:
+    """Another chain has made it forward."""
+    return any(
+        journal.recall(chain.name, "uplink") == uplink
+        and journal.recall(chain.name, "forwarded_before") is False
+        for chain in journal.chains()
+    )

@@ -335,10 +335,13 @@ class Machine:
             self._chains.pop(name, None)
             for client in [key for key in self._configs if key.startswith(f"{name}.")]:
                 del self._configs[client]
+            self._tables.tidy(name, last=last)
+            self.namespaces.tidy("" if last else f"{name}.")
             if last:
                 self._drop_filter()
                 remove_pins(self._settings.bpf_dir)
                 unmount_bpffs(self._settings.bpf_dir)
+                self._clients.tidy()
 
     # The gate.
 

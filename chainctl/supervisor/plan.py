@@ -115,7 +115,7 @@ def plan(
 def _repairs(want: Sequence[Part], have: Sequence[Part], shared: Collection[Key]) -> list[Step]:
     """Removals, connectivity first; then what is missing or different, policy first."""
     wanted = {part.key: part for part in want}
-    ports = {part.port: part.key for part in have if isinstance(part, Leg)}
+    ports = _ports(have)
     doomed = {
         part.key
         for part in have
@@ -146,6 +146,17 @@ def _repairs(want: Sequence[Part], have: Sequence[Part], shared: Collection[Key]
         elif current != part:
             steps.append(Change(current, part))
     return steps
+
+
+def _ports(have: Iterable[Part]) -> dict[PortName, Key]:
+    """The part with which each port goes; one whose leg is lost is a foreign link itself."""
+    ports: dict[PortName, Key] = {}
+    for part in have:
+        if isinstance(part, Leg):
+            ports[part.port] = part.key
+        elif isinstance(part, ForeignLink) and part.ns == PANEL:
+            ports[PortName(part.link)] = part.key
+    return ports
 
 
 def _orphaned_clients(have: Sequence[Part], doomed: Collection[Key]) -> set[Key]:

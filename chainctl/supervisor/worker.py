@@ -19,7 +19,7 @@ from typing import Any
 
 from chainctl.errors import ChainctlError, ChangeServer, RefusedByPolicy
 from chainctl.host import clock
-from chainctl.model.chain import Chain, Hop
+from chainctl.model.chain import WIREGUARD_OVERHEAD, Chain, Hop
 from chainctl.model.doctor_lan import judge_lan
 from chainctl.model.findings import Level, Wish
 from chainctl.model.parts import Part
@@ -278,6 +278,8 @@ class Worker(Rotating):
     ) -> None:
         chain = resolve(gathered.spec, gathered.facts)
         self._gathered = self._settle(gathered, chain)
+        names = {name: str(address) for name, address in gathered.facts.names.items()}
+        self._journal.remember(self.name, "names", names)
         self._journal.remember(self.name, "forwarded_before", chain.uplink.forwarded_before)
         self._journal.remember(self.name, "uplink", chain.uplink.interface)
         self._converge(chain, wanted, progress, asked=asked)
@@ -403,10 +405,12 @@ class Worker(Rotating):
         known = self._journal.recall(self.name, "path_mtus", {})
         if chain.path in known:
             return
-        answered, smaller = self._try_sizes(self._key(guard), chain.tunnel_mtu(guard, guard.tunnel))
+        largest = chain.tunnel_mtu(guard, guard.tunnel)
+        answered, smaller = self._try_sizes(self._key(guard), largest)
         if smaller is not None:
             raise _PathMtuIsSmaller(smaller)
-        if answered:
+        # A profile with a small MTU of its own says less about the path than it could carry.
+        if answered and largest + WIREGUARD_OVERHEAD == chain.path_mtu:
             self._journal.remember(self.name, "path_mtus", {**known, chain.path: chain.path_mtu})
 
     def _no_answer(self, chain: Chain, hop: Hop, reading: Reading, seconds: float) -> ChainctlError:

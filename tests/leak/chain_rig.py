@@ -14,11 +14,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from ipaddress import IPv4Address
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from chainctl.api import client
 from chainctl.errors import ChainctlError
@@ -26,12 +27,22 @@ from chainctl.lab.clearing import remove
 from chainctl.lab.lab import Lab
 from chainctl.lab.layout import GATEWAY, HOST, TARGET, LabSpec
 from chainctl.lab.wireguard_go import find_wireguard_go
+from chainctl.model.chain import Slot, source_port
 from chainctl.model.parts import NsName
 from chainctl.net.filter import IDENTITY_OBJECT, PanelFilter
 from chainctl.net.links import lasting_mac
 from chainctl.settings import Settings
 from chainctl.store.journal import Journal
-from tests.leak.allow import Allowed, Anything, Arp, Flow, IcmpErrorAbout, Inside, Layer
+from tests.leak.allow import (
+    Allowed,
+    Anything,
+    Arp,
+    Flow,
+    Hidden,
+    IcmpErrorAbout,
+    Inside,
+    Layer,
+)
 from tests.leak.canary import ODD, PLAIN, Dns, Expect, Frames, Udp
 from tests.leak.frames import ICMP, TCP, UDP
 from tests.leak.namespace import inside
@@ -47,6 +58,8 @@ ECHO = 7
 """Where the target listens, by UDP and TCP."""
 PATIENCE = 30.0
 """Seconds for anything to happen on a busy machine; most takes one or two."""
+MENDED = 10.0
+"""Seconds until a fault is mended; it takes one or two."""
 GATE_TIMEOUT = 4.0
 """What docs/security.md promises: so long after the last proof the gate is shut."""
 
@@ -69,13 +82,63 @@ def wait_until(what: Callable[[], T], *, seconds: float = PATIENCE) -> T:
     return answer
 
 
+@dataclass(frozen=True)
+class Passing:
+    """What may be where; by default what an open chain whose clients talk to the target has."""
+
+    tunnels: bool = True
+    """The servers' tuples, else nothing at all."""
+    layers: bool = False
+    """Every layer has to be seen where it belongs."""
+    naked: bool = False
+    """What leaves may have hop 1's own address, as when the host's table is gone."""
+    at_servers: bool = False
+    """Canaries are aimed at servers, where they may arrive from the exit."""
+    at_leg: bool = False
+    """The filter was made to lead clients to the host, whose table stops them there."""
+
+
+class Fault(NamedTuple):
+    """Something done to a chain, and words of what `status` says about it when it is mended."""
+
+    name: str
+    act: Callable[[ChainRig], object]
+    words: tuple[str, ...]
+    carried: tuple[str, ...] = ()
+    """Odd frames that come out, inside all layers, where one layer of the two is left."""
+
+
+def endure(
+    chain: ChainRig, oracle: Oracle, faults: Sequence[Fault], passing: Passing | None = None
+) -> None:
+    """Do each to an open chain under floods: nothing leaks, each is mended and said in status."""
+    chain.watch(oracle, passing or Passing(at_servers=True))
+    running = [
+        oracle.start(Udp(TARGET_ADDRESS, ECHO, count=60_000, rate=1000), expect=Expect.DELIVERED),
+        oracle.start(as_tunnel(chain), expect=Expect.EITHER),
+    ]
+    for fault in faults:
+        mended = chain.mended(*fault.words)
+        fault.act(chain)
+        odd = tuple(kind for kind in ODD if kind not in (*OTHER_PROTOCOLS, *fault.carried))
+        oracle.send(Frames(odd, TARGET_ADDRESS, ECHO), name=f"{fault.name}: odd frames")
+        oracle.send(Frames(PLAIN, "10.64.0.1", ECHO), name=f"{fault.name}: to an inner address")
+        wait_until(mended, seconds=MENDED)
+        after = Udp(TARGET_ADDRESS, ECHO)
+        oracle.send(after, expect=Expect.DELIVERED, name=f"{fault.name}: afterwards")
+    for sending in running:
+        sending.stop()
+    oracle.judge().assert_clean()
+
+
 def as_tunnel(chain: ChainRig) -> Udp:
-    """Aimed at the first server from the tunnel's own port, which in the clear would look like it."""
-    return Udp(*chain.endpoints[0], count=6000, rate=100, source_port=20_000)
+    """Aimed at the first server from the tunnel's own port: in the clear it would look like it."""
+    own = source_port(0, 1, Slot.A)
+    return Udp(*chain.endpoints[0], count=6000, rate=100, source_port=own)
 
 
 class ChainRig:
-    """Places are those of the lab (`host`, `client`, `server1` …) and `panel`, `gateway`, `hopK`."""
+    """Places are those of the lab (`host`, `client`, `server1` …), `panel`, `gateway`, `hopK`."""
 
     def __init__(self, lab: Lab) -> None:
         self.lab = lab
@@ -122,15 +185,13 @@ class ChainRig:
         wait_until(lambda: not self.is_open)
 
     def settle(self) -> None:
-        """Whole and open, whatever was done before."""
-        if not self.is_open:
-            self.chainctl("up", str(self.lab.chain_file), ok=False)
-            self.chainctl("open", ok=False)
+        """Whole and open, whatever an earlier test that failed has left."""
         self.ask_for_gateway()
-        self.wait_open()
-
-    def repairs(self) -> list[str]:
-        return [entry["text"] for entry in self.status()["repairs"]]
+        if self.status().get("why_closed"):
+            self.chainctl("open", ok=False)
+        if not self.is_open:
+            self.down()
+            self.up()
 
     def mended(self, *words: str) -> Callable[[], bool]:
         """Says from now on whether everything that has one of these words was mended since, and
@@ -185,9 +246,13 @@ class ChainRig:
 
     @property
     def ports(self) -> dict[str, int]:
+        """The panel's links but `lo`."""
+        return {name: index for name, index in self.links("panel").items() if name != "lo"}
+
+    def links(self, place: str) -> dict[str, int]:
         """Index by name."""
-        links = json.loads(self.run("panel", "ip", "-j", "link"))
-        return {link["ifname"]: link["ifindex"] for link in links if link["ifname"] != "lo"}
+        links = json.loads(self.run(place, "ip", "-j", "link"))
+        return {link["ifname"]: link["ifindex"] for link in links}
 
     @property
     def supervisor(self) -> int:
@@ -222,8 +287,7 @@ class ChainRig:
         found: dict[str, Any] = {}
         for place in self.places:
             found[place] = self.path(place).stat().st_ino
-            links = json.loads(self.run(place, "ip", "-j", "link"))
-            found[f"{place} links"] = {link["ifname"]: link["ifindex"] for link in links}
+            found[f"{place} links"] = self.links(place)
         found["clients"] = [self.client_pid(number) for number in range(1, HOPS + 1)]
         return found
 
@@ -253,12 +317,7 @@ class ChainRig:
 
     def layer(self, hop: int) -> Layer:
         server, port = self.endpoints[hop - 1]
-        return Layer(f"hop{hop}", server, 20_000 + 2 * (hop - 1), port)
-
-    def uplink(self) -> Flow:
-        """The one tuple that may leave this machine."""
-        server, port = self.endpoints[0]
-        return Flow(str(HOST.ip), 20_000, server, port, UDP)
+        return Layer(f"hop{hop}", server, source_port(0, hop, Slot.A), port)
 
     def send_everything(
         self, oracle: Oracle, *endpoints: tuple[str, int], expect: Expect = Expect.STOPPED
@@ -283,41 +342,27 @@ class ChainRig:
         for sending in running:
             sending.wait()
 
-    def watch(
-        self,
-        oracle: Oracle,
-        *,
-        tunnels: bool = True,
-        layers: bool = False,
-        naked: bool = False,
-        at_servers: bool = False,
-        refused: bool = False,
-    ) -> None:
-        """Watch the client's link, the host's, and all of the internet.
-
-        `tunnels`: the servers' tuples may pass, else nothing at all. `layers`: every layer has
-        to be seen where it belongs. `naked`: what leaves may still have hop 1's own address,
-        as when the host's table is gone. `at_servers`: canaries are aimed at servers, where
-        they may arrive from the exit. `refused`: a server may say that nobody listens.
-        """
+    def watch(self, oracle: Oracle, passing: Passing | None = None) -> None:
+        """Watch the client's link, the host's, and all of the internet."""
+        may = passing or Passing()
         host, internet = self.path("host"), self.path("internet")
         oracle.client(self.path("client"), "eth0", address=CLIENT, gateway=GATEWAY_ADDRESS)
         # The LAN's side of the gateway: a client's packets are seen there before any judgement.
         oracle.client(host, "eth1", address=CLIENT, gateway=GATEWAY_ADDRESS, name="LAN")
-        server, port = self.endpoints[0]
-        leg = Flow(self.leg, 20_000, server, port, UDP)
-        line: list[Allowed] = [Arp(str(HOST.ip), _router(str(HOST.ip)))]
-        hides = [_LAN, _TUNNELS, *(() if naked else (_LEGS,)), self.layer(2), self.layer(3)]
-        flows = [self.uplink(), *([leg] if naked else [])] if tunnels else []
-        line += flows
-        line += [IcmpErrorAbout(flow) for flow in flows if refused]
-        shows = [self.layer(1)] if layers else []
+        flows = self._uplink(may)
+        line: list[Allowed] = [Arp(str(HOST.ip), _router(str(HOST.ip))), *flows]
+        # Without a translation the host itself is asked, and says that nobody listens.
+        line += [IcmpErrorAbout(flow) for flow in flows if may.naked]
+        hides: list[Hidden] = [_LAN, _TUNNELS, self.layer(2), self.layer(3)]
+        hides += [] if may.naked else [_LEGS]
+        shows = [self.layer(1)] if may.layers else []
         oracle.watch(internet, "host", "W1", allow=line, hides=hides, shows=shows)
         oracle.watch(host, "eth0", "host eth0", allow=line, hides=hides, shows=shows)
-        inner: list[Allowed] = [leg, *([IcmpErrorAbout(leg)] if refused else [])]
-        oracle.watch(host, ANY, "host's other links", allow=inner if tunnels else [])
-        for number in range(1, HOPS + 1):
-            self._watch_server(oracle, number, tunnels, layers, at_servers, refused)
+        if not may.at_leg:
+            leg = [self._flow(1, self.leg)] if may.tunnels else []
+            oracle.watch(host, ANY, "host's other links", allow=leg)
+        for hop in range(1, HOPS + 1):
+            self._watch_server(oracle, hop, may)
         oracle.watch(
             *(internet, "target", "X"),
             allow=[Anything()],
@@ -326,33 +371,43 @@ class ChainRig:
         )
         oracle.watch(internet, ANY, "spare servers", allow=[])
 
-    def _watch_server(
-        self, oracle: Oracle, hop: int, tunnels: bool, layers: bool, at_servers: bool, refused: bool
-    ) -> None:
+    def _watch_server(self, oracle: Oracle, hop: int, may: Passing) -> None:
         """The line of a server: the tuple it serves, the one it passes on, and what comes out."""
-        server, port = self.endpoints[hop - 1]
-        before = str(HOST.ip) if hop == 1 else self.endpoints[hop - 2][0]
-        flows: list[Flow] = []
-        if tunnels:
-            flows.append(Flow(before, 20_000 + 2 * (hop - 1), server, port, UDP))
-        if tunnels and hop < HOPS:
-            following, its_port = self.endpoints[hop]
-            flows.append(Flow(server, 20_000 + 2 * hop, following, its_port, UDP))
-        out_of_exit = tunnels and (hop == HOPS or at_servers)
+        server, _ = self.endpoints[hop - 1]
+        flows = self._uplink(may) if hop == 1 else []
+        if may.tunnels and hop > 1:
+            flows.append(self._flow(hop, self.endpoints[hop - 2][0]))
+        if may.tunnels and hop < HOPS:
+            flows.append(self._flow(hop + 1, server))
+        out_of_exit = may.tunnels and (hop == HOPS or may.at_servers)
         if out_of_exit:
             to = "0.0.0.0/0" if hop == HOPS else server
             exit_server = self.endpoints[-1][0]
             flows += [
                 Flow(exit_server, None, to, None, protocol, fragments=True) for protocol in _CARRIED
             ]
-        errors = [IcmpErrorAbout(flow) for flow in flows if refused or out_of_exit]
+        errors = [IcmpErrorAbout(flow) for flow in flows if out_of_exit or may.naked]
+        naked = may.naked and hop == 1
         oracle.watch(
             *(self.path("internet"), f"server{hop}", f"server{hop}"),
             allow=[Arp(server, _router(server)), *flows, *errors],
-            hides=[_LAN, _LEGS, _TUNNELS, *(self.layer(k) for k in range(hop + 2, HOPS + 1))],
-            shows=[self.layer(k) for k in (hop, hop + 1) if k <= HOPS] if layers else [],
+            hides=[
+                *(_LAN, _TUNNELS, *([] if naked else [_LEGS])),
+                *(self.layer(inner) for inner in range(hop + 2, HOPS + 1)),
+            ],
+            shows=[self.layer(k) for k in (hop, hop + 1) if k <= HOPS] if may.layers else [],
             may_carry_canaries=out_of_exit,
         )
+
+    def _uplink(self, may: Passing) -> list[Flow]:
+        """The one tuple that may leave this machine, perhaps without a translation."""
+        sources = [str(HOST.ip), *([self.leg] if may.naked else [])]
+        return [self._flow(1, source) for source in sources] if may.tunnels else []
+
+    def _flow(self, hop: int, source: str) -> Flow:
+        """The tuple of a hop, as seen where it comes from `source`."""
+        server, port = self.endpoints[hop - 1]
+        return Flow(source, source_port(0, hop, Slot.A), server, port, UDP)
 
 
 def _silent(step: dict[str, Any]) -> None:

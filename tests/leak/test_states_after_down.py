@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.leak.chain_rig import ECHO, HOPS, TARGET_ADDRESS, ChainRig
+from tests.leak.chain_rig import ECHO, HOPS, TARGET_ADDRESS, ChainRig, Passing
 from tests.leak.oracle import Oracle
 
 pytestmark = pytest.mark.root
@@ -16,7 +16,7 @@ def test_nothing_leaves(fresh: ChainRig, oracle: Oracle) -> None:
     fresh.down()
     for hop in range(1, HOPS + 1):
         fresh.lab.server(hop).kill()  # They would go on speaking to where the tunnels were.
-    fresh.watch(oracle, tunnels=False)
+    fresh.watch(oracle, Passing(tunnels=False))
     for address in (fresh.host_mac(), mac):
         fresh.aim_at(address)
         fresh.send_everything(oracle, (TARGET_ADDRESS, ECHO), *fresh.endpoints)

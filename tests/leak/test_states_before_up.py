@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from tests.leak.chain_rig import ECHO, TARGET_ADDRESS, ChainRig
+from tests.leak.chain_rig import ECHO, TARGET_ADDRESS, ChainRig, Passing
 from tests.leak.oracle import Oracle
 
 pytestmark = pytest.mark.root
 
 
 def test_nothing_leaves(fresh: ChainRig, oracle: Oracle) -> None:
-    fresh.watch(oracle, tunnels=False)
+    fresh.watch(oracle, Passing(tunnels=False))
     for mac in (fresh.host_mac(), fresh.gateway_mac()):
         fresh.aim_at(mac)
         fresh.send_everything(oracle, (TARGET_ADDRESS, ECHO), *fresh.endpoints)
@@ -27,7 +27,7 @@ def test_a_host_that_forwards_would_show(fresh: ChainRig, oracle: Oracle) -> Non
         ' oifname "eth0" masquerade; }; }',
     )
     fresh.run("host", "ip", "address", "add", "192.168.10.1/24", "dev", "eth1")
-    fresh.watch(oracle, tunnels=False)
+    fresh.watch(oracle, Passing(tunnels=False))
     fresh.aim_at(fresh.host_mac())
     fresh.send_everything(oracle, (TARGET_ADDRESS, ECHO))
     verdict = oracle.judge()

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from tests.leak.canary import Expect, Udp
-from tests.leak.chain_rig import ECHO, TARGET_ADDRESS, ChainRig, as_tunnel
+from tests.leak.chain_rig import ECHO, TARGET_ADDRESS, ChainRig, Passing, as_tunnel
 from tests.leak.oracle import Oracle
 
 pytestmark = pytest.mark.root
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.root
 def test_nothing_comes_out_once_it_began(fresh: ChainRig, oracle: Oracle) -> None:
     fresh.up()
     fresh.aim_at(fresh.gateway_mac())
-    fresh.watch(oracle, at_servers=True)
+    fresh.watch(oracle, Passing(at_servers=True))
     flood = oracle.start(
         Udp(TARGET_ADDRESS, ECHO, count=60_000, rate=1000), expect=Expect.DELIVERED
     )

@@ -8,14 +8,14 @@ import time
 import pytest
 
 from tests.leak.canary import Expect, Udp
-from tests.leak.chain_rig import ECHO, TARGET_ADDRESS, ChainRig, as_tunnel
+from tests.leak.chain_rig import ECHO, TARGET_ADDRESS, ChainRig, Passing, as_tunnel
 from tests.leak.oracle import Oracle
 
 pytestmark = pytest.mark.root
 
 
 def test_nothing_comes_out_before_every_hop_is_proved(fresh: ChainRig, oracle: Oracle) -> None:
-    fresh.watch(oracle, layers=True)
+    fresh.watch(oracle, Passing(layers=True))
     fresh.aim_at(fresh.gateway_mac())
     flood = oracle.start(
         Udp(TARGET_ADDRESS, ECHO, count=60_000, rate=1000), expect=Expect.DELIVERED

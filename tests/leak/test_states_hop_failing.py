@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import pytest
 
 from tests.leak.canary import Expect, Tcp, Udp
-from tests.leak.chain_rig import ECHO, GATE_TIMEOUT, TARGET_ADDRESS, ChainRig, as_tunnel, wait_until
+from tests.leak.chain_rig import (
+    ECHO,
+    GATE_TIMEOUT,
+    TARGET_ADDRESS,
+    ChainRig,
+    Passing,
+    as_tunnel,
+    wait_until,
+)
 from tests.leak.oracle import Oracle
 
 pytestmark = pytest.mark.root
@@ -33,7 +41,8 @@ def mute_about_itself(chain: ChainRig) -> Iterator[None]:
     """The middle server forwards as before, but answers no probe."""
     chain.nft(
         "server2",
-        "table ip mute { chain out { type filter hook output priority 0; ip protocol icmp drop; }; }",
+        "table ip mute { chain out {"
+        " type filter hook output priority 0; ip protocol icmp drop; }; }",
     )
     try:
         yield
@@ -43,9 +52,9 @@ def mute_about_itself(chain: ChainRig) -> Iterator[None]:
 
 @pytest.mark.parametrize("fault", [frozen, mute_about_itself])
 def test_it_shuts_in_time_and_opens_again(
-    chain: ChainRig, oracle: Oracle, fault: Callable[[ChainRig], contextmanager[None]]
+    chain: ChainRig, oracle: Oracle, fault: Callable[[ChainRig], AbstractContextManager[None]]
 ) -> None:
-    chain.watch(oracle, at_servers=True)
+    chain.watch(oracle, Passing(at_servers=True))
     flood = oracle.start(
         Udp(TARGET_ADDRESS, ECHO, count=60_000, rate=1000), expect=Expect.DELIVERED
     )

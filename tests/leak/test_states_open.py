@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 
 from tests.leak.canary import Dns, Expect, Frames, Tcp, Udp
-from tests.leak.chain_rig import ECHO, HOPS, TARGET_ADDRESS, ChainRig
+from tests.leak.chain_rig import ECHO, HOPS, TARGET_ADDRESS, ChainRig, Passing
 from tests.leak.oracle import Oracle
 
 pytestmark = pytest.mark.root
 
 
 def test_each_wire_carries_its_one_tuple(chain: ChainRig, oracle: Oracle) -> None:
-    chain.watch(oracle, layers=True)
+    chain.watch(oracle, Passing(layers=True))
     flood = oracle.start(Udp(TARGET_ADDRESS, ECHO, count=3000, rate=1000), expect=Expect.DELIVERED)
     oracle.send(Tcp(TARGET_ADDRESS, ECHO, count=50), expect=Expect.DELIVERED)
     chain.send_everything(oracle, (TARGET_ADDRESS, ECHO), expect=Expect.DELIVERED)
@@ -26,7 +26,7 @@ def test_each_wire_carries_its_one_tuple(chain: ChainRig, oracle: Oracle) -> Non
 
 def test_what_is_aimed_at_servers_goes_through_all_layers(chain: ChainRig, oracle: Oracle) -> None:
     """A packet to a server's own endpoint looks like the tunnel's, but for its source port."""
-    chain.watch(oracle, at_servers=True)
+    chain.watch(oracle, Passing(at_servers=True))
     chain.send_everything(oracle, *chain.endpoints, expect=Expect.EITHER)
     for hop in range(1, HOPS + 1):
         server, port = chain.endpoints[hop - 1]

@@ -10,7 +10,15 @@ import pytest
 
 from chainctl.host import clock
 from tests.leak.canary import Expect, Tcp, Udp
-from tests.leak.chain_rig import ECHO, GATE_TIMEOUT, TARGET_ADDRESS, ChainRig, as_tunnel, wait_until
+from tests.leak.chain_rig import (
+    ECHO,
+    GATE_TIMEOUT,
+    TARGET_ADDRESS,
+    ChainRig,
+    Passing,
+    as_tunnel,
+    wait_until,
+)
 from tests.leak.oracle import Oracle
 
 pytestmark = pytest.mark.root
@@ -22,7 +30,7 @@ SLACK = 1.0
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
 def test_the_gate_shuts_by_itself(chain: ChainRig, oracle: Oracle, number: signal.Signals) -> None:
     before = chain.fingerprint()
-    chain.watch(oracle, at_servers=True)
+    chain.watch(oracle, Passing(at_servers=True))
     flood = oracle.start(
         Udp(TARGET_ADDRESS, ECHO, count=60_000, rate=1000), expect=Expect.DELIVERED
     )

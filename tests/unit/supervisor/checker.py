@@ -212,6 +212,7 @@ def _is_unreachable_default(part: Part, ns: str, table: int) -> bool:
         isinstance(part, Route)
         and part.link is None
         and part.to.prefixlen == 0
+        and part.metric > 0
         and (part.ns, part.table) == (ns, table)
     )
 

@@ -13,11 +13,12 @@ what it should.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network
 
-from chainctl.model.chain import Chain, Hop, Tunnel
+from chainctl.model.chain import Chain, Hop
 from chainctl.model.parts import (
     HOST,
     PANEL,
@@ -49,6 +50,9 @@ _LOCAL_TABLE = 255
 LAN, UPLINK = "a LAN device", "the uplink"
 
 
+Ends = tuple[int, int, int, int]
+
+
 @dataclass(frozen=True)
 class Packet:
     """`maker`: a LAN device, or the VPN client of a hop (its number)."""
@@ -58,6 +62,10 @@ class Packet:
     source_port: int
     destination: IPv4Address
     destination_port: int
+
+    @functools.cached_property
+    def ends(self) -> Ends:
+        return int(self.source), self.source_port, int(self.destination), self.destination_port
 
 
 @dataclass(frozen=True)
@@ -90,6 +98,9 @@ class Reach:
             for part in layout(chain):
                 if isinstance(part, NftTable):
                     self.tables.setdefault(part, chain)
+        self._flows: dict[tuple[int, int], dict[Ends, int]] = {
+            (id(chain), hop.number): _flows(chain, hop) for chain in chains for hop in chain.hops
+        }
         self.from_lan: dict[NsName, tuple[Packet, ...]] = {}
         self.from_clients: dict[NsName, tuple[Packet, ...]] = {}
         for chain in chains:
@@ -99,6 +110,10 @@ class Reach:
                 known = self.from_clients.get(chain.namespace(hop), ())
                 packets = (*known, *_sent_by_client(chain, hop))
                 self.from_clients[chain.namespace(hop)] = tuple(dict.fromkeys(packets))
+
+    def uid_of(self, packet: Packet, chain: Chain, hop: Hop) -> int | None:
+        """The uid of the tunnel whose exact tuple this is; None: it is of none of the hop's."""
+        return self._flows[id(chain), hop.number].get(packet.ends)
 
     def leaks(self, world: World) -> set[Leak]:
         return _Look(self, world).leaks()
@@ -125,22 +140,22 @@ class _Look:
         self._addresses: dict[tuple[NsName, str], IPv4Address] = {}
         self._clients: list[Client] = []
         self._foreign: list[ForeignLink] = []
+        self._known: dict[tuple[NsName, str], Chain | None] = {}
         for part in self._parts.values():
-            match part:
-                case Leg(port=port):
-                    self._legs[port] = part
-                case Route(ns):
-                    self._routes.setdefault(ns, []).append(part)
-                case Rule(ns):
-                    self._rules.setdefault(ns, []).append(part)
-                case WireTuple(port):
-                    self._tuples.setdefault(port, []).append(part)
-                case Address(ns, link, interface):
-                    self._addresses.setdefault((ns, link), interface.ip)
-                case Client():
-                    self._clients.append(part)
-                case ForeignLink():
-                    self._foreign.append(part)
+            if isinstance(part, Route):
+                self._routes.setdefault(part.ns, []).append(part)
+            elif isinstance(part, WireTuple):
+                self._tuples.setdefault(part.port, []).append(part)
+            elif isinstance(part, Rule):
+                self._rules.setdefault(part.ns, []).append(part)
+            elif isinstance(part, Leg):
+                self._legs[part.port] = part
+            elif isinstance(part, Address):
+                self._addresses.setdefault((part.ns, part.link), part.interface.ip)
+            elif isinstance(part, Client):
+                self._clients.append(part)
+            elif isinstance(part, ForeignLink):
+                self._foreign.append(part)
         for rules in self._rules.values():
             rules.sort(key=lambda rule: rule.priority)
         self._found: set[Leak] = set()
@@ -172,18 +187,18 @@ class _Look:
 
     def _table(self, ns: NsName, name: str = guard.TABLE) -> Chain | None:
         """The chain these rules were written for; None: no table, or one nobody knows."""
-        part = self._parts.get(("nft", ns, name))
-        return self._reach.tables.get(part) if isinstance(part, NftTable) else None
+        if (ns, name) not in self._known:
+            part = self._parts.get(("nft", ns, name))
+            written = self._reach.tables.get(part) if isinstance(part, NftTable) else None
+            self._known[ns, name] = written
+        return self._known[ns, name]
 
     def _output_lets(self, packet: Packet, client: Client, link: str) -> bool:
         chain = self._table(client.ns)
         if chain is None:
             return True
         hop = _hop_in(chain, client.ns)
-        return link == "out0" and any(
-            _is_tuple(packet, chain, hop, tunnel) and client.uid == chain.uid(hop, tunnel.slot)
-            for tunnel in hop.tunnels
-        )
+        return link == "out0" and self._reach.uid_of(packet, chain, hop) == client.uid
 
     def _arrive(self, packet: Packet, ns: NsName, link: str) -> None:
         if (packet, ns, link) in self._seen:
@@ -201,7 +216,7 @@ class _Look:
                     return
             else:
                 hop = _hop_in(chain, ns)
-                if link != "in0" or not _hop_lets(packet, chain, hop):
+                if link != "in0" or not self._hop_lets(packet, chain, hop):
                     return
                 mark = hop.active.table
                 tuns = tuple(tunnel.slot.link for tunnel in hop.tunnels)
@@ -222,6 +237,13 @@ class _Look:
             and not _refused(packet, chain.resolver, guard.UNREACHABLE_FOR_CLIENTS)
         )
 
+    def _hop_lets(self, packet: Packet, chain: Chain, hop: Hop) -> bool:
+        if hop is chain.exit:
+            return packet.source in chain.lan.address.network and not _refused(
+                packet, chain.resolver, guard.UNREACHABLE_FOR_CLIENTS
+            )
+        return self._reach.uid_of(packet, chain, chain.hops[hop.number]) is not None
+
     def _arrive_at_host(self, packet: Packet, link: str) -> None:
         if ("forwarding", link) not in self._parts:
             return
@@ -229,13 +251,9 @@ class _Look:
             if chain.host_link != link:
                 continue
             owner = self._table(HOST, f"{guard.TABLE}-{chain.name}")
-            if owner is not None:
-                outermost = owner.hops[0]
-                if not any(
-                    _is_tuple(packet, owner, outermost, tunnel) for tunnel in outermost.tunnels
-                ):
-                    continue
-            self._reach_uplink(packet)
+            # Without a table of ours the host forwards everything.
+            if owner is None or self._reach.uid_of(packet, owner, owner.hops[0]) is not None:
+                self._reach_uplink(packet)
 
     # Routing.
 
@@ -347,15 +365,11 @@ class _Look:
                 and not _refused(packet, chain.resolver, guard.UNREACHABLE_FOR_CLIENTS)
             )
         inner = chain.hops[hop.number]
-        return packet.maker == inner.number and any(
-            _is_tuple(packet, chain, inner, tunnel) for tunnel in inner.tunnels
-        )
+        return packet.maker == inner.number and self._reach.uid_of(packet, chain, inner) is not None
 
     def _reach_uplink(self, packet: Packet) -> None:
         allowed = packet.maker == 1 and any(
-            _is_tuple(packet, chain, chain.hops[0], tunnel)
-            for chain in self._chains
-            for tunnel in chain.hops[0].tunnels
+            self._reach.uid_of(packet, chain, chain.hops[0]) is not None for chain in self._chains
         )
         if allowed:
             self.arrived.add(Arrival(packet.maker, UPLINK))
@@ -385,26 +399,22 @@ def _sent_by_client(chain: Chain, hop: Hop) -> Iterator[Packet]:
         yield Packet(hop.number, chain.lan.address.network[7], port, _WEB, 443)
 
 
+def _flows(chain: Chain, hop: Hop) -> dict[Ends, int]:
+    """Each tunnel's exact tuple, and the uid it belongs to."""
+    leg = int(chain.out_leg(hop))
+    return {
+        (
+            leg,
+            chain.source_port(hop, tunnel.slot),
+            int(tunnel.endpoint),
+            tunnel.endpoint_port,
+        ): chain.uid(hop, tunnel.slot)
+        for tunnel in hop.tunnels
+    }
+
+
 def _hop_in(chain: Chain, ns: NsName) -> Hop:
     return next(hop for hop in chain.hops if chain.namespace(hop) == ns)
-
-
-def _hop_lets(packet: Packet, chain: Chain, hop: Hop) -> bool:
-    if hop is chain.exit:
-        return packet.source in chain.lan.address.network and not _refused(
-            packet, chain.resolver, guard.UNREACHABLE_FOR_CLIENTS
-        )
-    inner = chain.hops[hop.number]
-    return any(_is_tuple(packet, chain, inner, tunnel) for tunnel in inner.tunnels)
-
-
-def _is_tuple(packet: Packet, chain: Chain, hop: Hop, tunnel: Tunnel) -> bool:
-    return (
-        packet.source == chain.out_leg(hop)
-        and packet.source_port == chain.source_port(hop, tunnel.slot)
-        and packet.destination == tunnel.endpoint
-        and packet.destination_port == tunnel.endpoint_port
-    )
 
 
 def _refused(packet: Packet, resolver: IPv4Address | None, networks: Iterable[IPv4Network]) -> bool:

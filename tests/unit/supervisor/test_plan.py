@@ -24,7 +24,7 @@ from tests.unit.supervisor.debris import Found, debris
 from tests.unit.supervisor.reach import Reach
 from tests.unit.supervisor.world import ImpossibleError, World
 
-_MANY = settings(max_examples=120, suppress_health_check=list(HealthCheck))
+_MANY = settings(max_examples=80, suppress_health_check=list(HealthCheck))
 
 
 @given(chain=chains(4))

@@ -1,0 +1,121 @@
+"""Repair: what carries is broken during a flood; it is mended and nothing leaks meanwhile."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.leak.chain_rig import ChainRig, Fault, endure
+from tests.leak.oracle import ANY, Oracle
+
+pytestmark = pytest.mark.root
+
+
+@pytest.fixture
+def stranger(chain: ChainRig) -> Iterator[Path]:
+    """A namespace of somebody else."""
+    name = f"{chain.lab.name}-stranger"
+    subprocess.run(["ip", "netns", "add", name], check=True)
+    quiet = ["sysctl", "-qw", "net.ipv6.conf.default.disable_ipv6=1"]
+    subprocess.run(["ip", "netns", "exec", name, *quiet], check=True)
+    yield Path("/run/netns", name)
+    subprocess.run(["ip", "netns", "del", name], check=True)
+
+
+def flush_routes(chain: ChainRig) -> None:
+    for place in ("gateway", "hop1", "hop2", "hop3"):
+        chain.run(place, "ip", "route", "flush", "table", "main")
+        if place != "gateway":
+            chain.run(place, "ip", "route", "flush", "table", "101")
+
+
+def flush_rules(chain: ChainRig) -> None:
+    for place in ("gateway", "hop1", "hop2", "hop3"):
+        chain.run(place, "ip", "rule", "flush")
+
+
+def add_way_out(chain: ChainRig) -> None:
+    """A link from the exit hop to the host's namespace, and a default route by it."""
+    into = ("type", "veth", "peer", "name", "evil1", "netns", str(chain.supervisor))
+    chain.run("hop3", "ip", "link", "add", "evil0", *into)
+    chain.run("host", "ip", "link", "set", "evil1", "up")
+    chain.run("hop3", "ip", "link", "set", "evil0", "up")
+    chain.run("hop3", "ip", "route", "replace", "default", "dev", "evil0", "table", "101")
+
+
+def forward_in_panel(chain: ChainRig) -> None:
+    chain.run("panel", "sysctl", "-qw", "net.ipv4.ip_forward=1")
+
+
+def delete_link(place: str, link: str) -> Fault:
+    return Fault(
+        f"ip link del {link} in {place}",
+        lambda chain: chain.run(place, "ip", "link", "del", link),
+        (f"{link} of",),
+    )
+
+
+def kill_client(chain: ChainRig) -> None:
+    os.kill(chain.client_pid(2), signal.SIGKILL)
+
+
+def remove_pin(place: str) -> Fault:
+    def remove(chain: ChainRig) -> None:
+        pin = chain.path(place)
+        subprocess.run(["umount", "--lazy", str(pin)], check=True)
+        pin.unlink()
+
+    return Fault(f"the pin of {place} removed", remove, (place,))
+
+
+def test_routes_rules_and_settings(chain: ChainRig, oracle: Oracle) -> None:
+    faults = [
+        Fault("ip route flush", flush_routes, ("route to",)),
+        Fault("ip rule flush", flush_rules, ("routing rule",)),
+        Fault("forwarding in the panel", forward_in_panel, ("namespace the panel",)),
+    ]
+    endure(chain, oracle, faults)
+
+
+def test_links(chain: ChainRig, oracle: Oracle) -> None:
+    faults = [
+        delete_link("gateway", "lan0"),
+        delete_link("hop2", "tunA"),
+        delete_link("hop2", "out0"),
+        delete_link("panel", "c0-gw"),
+        Fault("a link too much", add_way_out, ("foreign interface evil0",)),
+    ]
+    endure(chain, oracle, faults)
+
+
+def test_clients_and_namespaces(chain: ChainRig, oracle: Oracle) -> None:
+    faults = [
+        Fault("client killed", kill_client, ("VPN client",)),
+        remove_pin("hop2"),
+        remove_pin("panel"),
+    ]
+    endure(chain, oracle, faults)
+
+
+def test_a_used_number_inherits_nothing(chain: ChainRig, oracle: Oracle, stranger: Path) -> None:
+    """The exit's leg is replaced by somebody else's, whose port gets the same number."""
+
+    def steal(chain: ChainRig) -> None:
+        index = chain.ports["c0-h3in"]
+        with chain.supervisor_stopped():
+            chain.run("panel", "ip", "link", "del", "c0-h3in")
+            mine = ("peer", "name", "eth0", "netns", stranger.name)
+            name = ("name", "c0-h3in", "index", str(index))
+            chain.run("panel", "ip", "link", "add", *name, "type", "veth", *mine)
+            chain.run("panel", "ip", "link", "set", "c0-h3in", "up")
+            subprocess.run(["ip", "-n", stranger.name, "link", "set", "eth0", "up"], check=True)
+            assert chain.ports["c0-h3in"] == index
+            oracle.control("stranger", chain.path("panel"), "c0-h3in")
+
+    oracle.watch(stranger, ANY, "stranger", allow=[], control=False)
+    endure(chain, oracle, [Fault("leg stolen", steal, ("in0 of",))])
