@@ -16,9 +16,22 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 
 from chainctl.errors import Complaint, MendFile
 from chainctl.model.chain import MAX_HOPS
-from chainctl.spec.model import ChainSpec, HopSpec, LanSpec, WanSpec
+from chainctl.model.independence import Independence
+from chainctl.spec.duration import render_duration
+from chainctl.spec.forms import Servers
+from chainctl.spec.model import (
+    INDEPENDENCE,
+    ChainSpec,
+    HealthSpec,
+    HopSpec,
+    LanSpec,
+    Notice,
+    RotationSpec,
+    ServerProfile,
+    WanSpec,
+)
 from chainctl.spec.pool import Pool, load_pool
-from chainctl.spec.schema import LATER, ChainFile, Servers
+from chainctl.spec.schema import LATER, ChainFile, Hop, Independent
 from chainctl.spec.small_file import UnreadableFile, read_small_file
 from chainctl.spec.words import nearest, quote
 from chainctl.spec.yaml_text import Document, PathInFile, parse_yaml
@@ -49,11 +62,12 @@ def parse_chain_file(text: str, path: Path) -> ChainSpec:
         raise MendFile.of(complaints.found)
     file = _validate(document, complaints)
     pools = _load_pools(document, path.parent, complaints)
-    hops = _hops(file, pools, document) if file else ()
+    hops = _hops(file, pools, complaints) if file else ()
     if file and not complaints.found:
         _check_resolver(file, hops[-1], complaints)
     if complaints.found or file is None:
         raise MendFile.of(complaints.found)
+    rotation, health = file.rotation, file.health
     return ChainSpec(
         name=file.chain,
         lan=LanSpec(file.lan.interface, file.lan.address, file.lan.mode),
@@ -62,6 +76,21 @@ def parse_chain_file(text: str, path: Path) -> ChainSpec:
         wires=file.wires.network,
         hops=hops,
         file=path,
+        independent=_independence(file.independent),
+        rotation=RotationSpec(
+            per_hop_hour=rotation.per_hour,
+            per_chain_hour=rotation.per_chain_hour,
+            quiet=rotation.quiet,
+            drain=rotation.drain,
+            guard_budget=rotation.guards,
+        ),
+        health=HealthSpec(
+            interval=health.interval,
+            patience=health.patience,
+            phi=health.phi,
+            loss=health.loss,
+            probe=health.probe,
+        ),
         places=MappingProxyType(document.places),
     )
 
@@ -104,7 +133,7 @@ def _complain(details: ErrorDetails, complaints: _Complaints) -> None:
     found = details["input"]
     match details["type"]:
         case "complaint":
-            complaints.add(path, context["code"], context["message"])
+            complaints.add((*path, *context["at"]), context["code"], context["message"])
         case "extra_forbidden":
             _complain_about_key(path, section, complaints)
         case "missing":
@@ -159,35 +188,105 @@ def _load_pools(document: Document, folder: Path, complaints: _Complaints) -> li
                 words = f"the hop in line {names[name]} is called {quote(name)} already"
                 complaints.add((*at, "name"), "C116", words)
             names.setdefault(name, document.place(at).line)
+        servers = hop.get("servers") if isinstance(hop, dict) else None
         try:
-            patterns = Servers().validate(hop.get("servers") if isinstance(hop, dict) else None)
+            sources = Servers().validate(servers)
         except PydanticCustomError:
             continue  # The model has said it.
-        pools.append(_load_pool(patterns, folder, (*at, "servers"), complaints))
+        pool = load_pool(sources, folder)
+        pools.append(pool)
+        for place, message in pool.flaws:
+            inside = place if isinstance(servers, list) else place[1:]
+            complaints.add((*at, "servers", *inside), "C117", message)
+        complaints.found.extend(pool.complaints)
+        _check_names(pool, (*at, "servers"), complaints)
     return pools
 
 
-def _load_pool(
-    patterns: tuple[str, ...], folder: Path, at: PathInFile, complaints: _Complaints
-) -> Pool:
-    pool = load_pool(patterns, folder)
-    for number, message in pool.flaws:
-        complaints.add((*at, number), "C117", message)
-    complaints.found.extend(pool.complaints)
+def _check_names(pool: Pool, at: PathInFile, complaints: _Complaints) -> None:
     names: dict[str, Path] = {}
     for profile in pool.profiles:
         if profile.name in names:
-            both = f"{quote(names[profile.name])} and {quote(profile.file)}"
-            complaints.add(at, "C117", f"{both} have the same name; rename one of them")
+            both = f"in {quote(names[profile.name])} and in {quote(profile.file)}"
+            words = f"two servers are called {quote(profile.name)}, {both}; rename one of them"
+            complaints.add(at, "C117", words)
         names.setdefault(profile.name, profile.file)
-    return pool
 
 
-def _hops(file: ChainFile, pools: list[Pool], document: Document) -> tuple[HopSpec, ...]:
+def _hops(file: ChainFile, pools: list[Pool], complaints: _Complaints) -> tuple[HopSpec, ...]:
     return tuple(
-        HopSpec(hop.name, pool.profiles, document.place(("hops", index)).line)
+        _hop(hop, pool, ("hops", index), file.rotation.per_hour, complaints)
         for index, (hop, pool) in enumerate(zip(file.hops, pools, strict=True))
     )
+
+
+def _hop(hop: Hop, pool: Pool, at: PathInFile, per_hour: int, complaints: _Complaints) -> HopSpec:
+    profiles, notices = tuple(pool.profiles), list(pool.notices)
+    if hop.country is not None and pool.whole:
+        profiles = tuple(p for p in pool.profiles if p.labels.country in hop.country)
+        unknown = [p.name for p in pool.profiles if p.labels.country is None]
+        if not profiles:
+            words = f"no server of this hop is known to be there{_and_unknown(unknown)}"
+            complaints.add((*at, "country"), "C123", words)
+        elif unknown:
+            words = f"servers are left out{_and_unknown(unknown)}"
+            place = complaints.document.place((*at, "country"))
+            notices.append(Notice(complaints.file, *place, "N107", words))
+    if hop.prefer is not None and pool.whole and profiles:
+        _check_preferred(hop.prefer, profiles, pool, (*at, "prefer"), complaints)
+    if pool.whole and len(profiles) == 1:
+        for key in ("rotate", "standby"):
+            if getattr(hop, key):
+                words = f"`{key}` needs a second server in this hop"
+                complaints.add((*at, key), "C128", words)
+    if hop.rotate is not None and hop.rotate[0] * per_hour < 3600:
+        often = f"a change every {render_duration(hop.rotate[0])} is more often than"
+        words = f"{often} `rotation: {{per_hour: {per_hour}}}` allows"
+        complaints.add((*at, "rotate"), "C128", words)
+    return HopSpec(
+        name=hop.name,
+        pool=profiles,
+        line=complaints.document.place(at).line,
+        rotate=hop.rotate,
+        keep=hop.keep,
+        prefer=hop.prefer,
+        standby=hop.standby,
+        sessions=hop.sessions,
+        notices=tuple(notices),
+    )
+
+
+def _and_unknown(names: list[str]) -> str:
+    if not names:
+        return ""
+    others = f" and of {len(names) - 1} more" if len(names) > 1 else ""
+    return (
+        f": the country of {quote(names[0])}{others} is not known; "
+        "a line `# country = ch` in a profile says it"
+    )
+
+
+def _check_preferred(
+    name: str,
+    profiles: tuple[ServerProfile, ...],
+    pool: Pool,
+    at: PathInFile,
+    complaints: _Complaints,
+) -> None:
+    names = [profile.name for profile in profiles]
+    if name in names:
+        return
+    if name in {profile.name for profile in pool.profiles}:
+        words = f"{quote(name)} is not in the countries that `country` names"
+    else:
+        words = f"the hop has no server {quote(name)}.{nearest(name, names)}".rstrip(".")
+    complaints.add(at, "C126", words)
+
+
+def _independence(written: Independent) -> Independence:
+    """What is not required is preferred, unless the file says what is."""
+    preferred = INDEPENDENCE.prefer if written.prefer is None else written.prefer
+    return Independence(written.require, preferred - written.require)
 
 
 def _check_resolver(file: ChainFile, exit_hop: HopSpec, complaints: _Complaints) -> None:

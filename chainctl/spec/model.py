@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import time
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from pathlib import Path
 from types import MappingProxyType
 from typing import TypeAlias
 
+from chainctl.model.independence import Independence, Trait
 from chainctl.model.parts import LanMode
 from chainctl.model.secret import Secret
 from chainctl.spec.yaml_text import PathInFile, Place
@@ -39,6 +41,23 @@ class Endpoint:
 
 
 @dataclass(frozen=True)
+class Labels:
+    """Where a server stands and who runs it, as far as anybody said; None is unknown.
+
+    Two servers of which one is unknown never conflict, and an unknown country is none that a
+    hop asks for.
+    """
+
+    country: str | None = None
+    """Two small letters, ISO 3166-1."""
+    city: str | None = None
+    operator: str | None = None
+    """In small letters."""
+    asn: int | None = None
+    """Number of the autonomous system that announces its address."""
+
+
+@dataclass(frozen=True)
 class WireGuardProfile:
     """A server of a provider, with the account to use it.
 
@@ -46,7 +65,8 @@ class WireGuardProfile:
     """
 
     name: str
-    """The file's name without its ending; unique in its pool."""
+    """The file's name without its ending, or as the list of servers calls it; unique in its
+    pool."""
     private_key: Secret
     addresses: tuple[IPv4Interface, ...]
     """The client's addresses inside the tunnel, at least one."""
@@ -59,7 +79,9 @@ class WireGuardProfile:
     keepalive: int | None
     """Seconds."""
     file: Path
+    """The profile, or the list of servers."""
     notices: tuple[Notice, ...] = field(default=(), compare=False)
+    labels: Labels = Labels()
 
 
 ServerProfile: TypeAlias = WireGuardProfile
@@ -86,8 +108,56 @@ class WanSpec:
 class HopSpec:
     name: str
     pool: tuple[ServerProfile, ...]
-    """In the order of the chain file, files of one pattern sorted by name; never empty."""
+    """In the order of the chain file, files of one pattern sorted by name; never empty. Only
+    those of the countries asked for."""
     line: int = field(compare=False)
+    rotate: tuple[float, float] | None = None
+    """Seconds, least and most, after which the server is changed."""
+    keep: float | None = None
+    """Seconds. Of `rotate`, `keep` and `prefer` at most one is set."""
+    prefer: str | None = None
+    """The server of the pool to go back to."""
+    standby: bool = False
+    sessions: int = 0
+    """Tunnels the account allows at a time; 0: any number. 1: remove before make."""
+    notices: tuple[Notice, ...] = field(default=(), compare=False)
+    """About the pool as a whole."""
+
+
+INDEPENDENCE = Independence(
+    require=frozenset({Trait.SERVER}), prefer=frozenset(Trait) - {Trait.SERVER}
+)
+"""When the chain file says nothing; docs/decisions/0010-independence.md says why so little."""
+
+
+@dataclass(frozen=True)
+class RotationSpec:
+    """When and how often servers are replaced. The values here are the defaults."""
+
+    per_hop_hour: int = 6
+    """Changes of one hop's server, also unplanned ones; above: hold, and stay closed."""
+    per_chain_hour: int = 12
+    quiet: tuple[time, time] | None = None
+    """Local time of day without planned changes; may go over midnight."""
+    drain: float = 600.0
+    """Seconds for which connections go on over the exit they began with."""
+    guard_budget: int = 4
+    """Different guards in 60 days."""
+
+
+@dataclass(frozen=True)
+class HealthSpec:
+    """How a failing hop is recognised. The values here are the defaults."""
+
+    interval: float = 0.25
+    """Seconds between two questions to a hop that answers."""
+    patience: float = 12.0
+    """Seconds for a first answer; a lost first handshake costs 5."""
+    phi: float = 8.0
+    loss: float = 0.2
+    """A share of 1."""
+    probe: IPv4Address | None = None
+    """Asked through each hop before anything else; None: no third party is asked."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +171,9 @@ class ChainSpec:
     hops: tuple[HopSpec, ...]
     """Guard first."""
     file: Path
+    independent: Independence = INDEPENDENCE
+    rotation: RotationSpec = RotationSpec()
+    health: HealthSpec = HealthSpec()
     places: Mapping[PathInFile, Place] = field(
         default_factory=lambda: MappingProxyType({}), compare=False, repr=False
     )
@@ -108,7 +181,10 @@ class ChainSpec:
 
     @property
     def notices(self) -> Iterator[Notice]:
-        return (notice for hop in self.hops for profile in hop.pool for notice in profile.notices)
+        for hop in self.hops:
+            yield from hop.notices
+            for profile in hop.pool:
+                yield from profile.notices
 
     @property
     def profiles(self) -> Iterator[ServerProfile]:

@@ -66,12 +66,17 @@ def _hop(
     spec: ChainSpec, index: int, hop: HopSpec, pins: Mapping[str, IPv4Address]
 ) -> Iterator[Complaint]:
     at: PathInFile = ("hops", index, "servers")
+    names: dict[tuple[str, str], list[str]] = {}
     for profile in hop.pool:
         for network, what in _ours(spec):
             for code, whose, address in _addresses(profile, pins):
                 if address in network:
-                    words = f"{profile.name}: {whose} {address} lies in {what}"
-                    yield _complaint(spec, at, code, words)
+                    words = f"{whose} {address} lies in {what}"
+                    names.setdefault((code, words), []).append(profile.name)
+    for (code, words), (first, *others) in names.items():
+        # An account's servers share its addresses: one sentence for all of them.
+        more = f" (and {len(others)} more)" if others else ""
+        yield _complaint(spec, at, code, f"{first}{more}: {words}")
 
 
 def _ours(spec: ChainSpec) -> tuple[tuple[IPv4Network, str], ...]:

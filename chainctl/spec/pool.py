@@ -1,46 +1,135 @@
-"""The servers of a hop: from the paths and patterns of the chain file to profiles."""
+"""The servers of a hop: from what its key `servers` says to profiles."""
 
 from __future__ import annotations
 
 import glob
 import itertools
 import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
 
 from chainctl.errors import Complaint, MendFile
-from chainctl.spec.model import ServerProfile
+from chainctl.spec.forms import Account, Source
+from chainctl.spec.labels import combine
+from chainctl.spec.model import Notice, ServerProfile, WireGuardProfile
+from chainctl.spec.server_list import ListedServer, load_server_list
 from chainctl.spec.wireguard_profile import load_wireguard_profile
 from chainctl.spec.words import quote
+from chainctl.spec.yaml_text import PathInFile
 
 LARGEST_POOL = 1000
 """Files a pattern may match: more is a pattern gone wrong."""
 
 
-class Pool(NamedTuple):
-    profiles: tuple[ServerProfile, ...]
-    flaws: list[tuple[int, str]]
-    """Of the chain file: which pattern, and what is wrong with it."""
-    complaints: list[Complaint]
-    """Of the profiles."""
+@dataclass
+class Pool:
+    profiles: list[ServerProfile] = field(default_factory=list)
+    notices: list[Notice] = field(default_factory=list)
+    """About accounts: once, not with each of their servers."""
+    flaws: list[tuple[PathInFile, str]] = field(default_factory=list)
+    """Of the chain file: where below `servers`, taken as a list, and what is wrong."""
+    complaints: list[Complaint] = field(default_factory=list)
+    """Of profiles and lists."""
+
+    @property
+    def whole(self) -> bool:
+        return not self.flaws and not self.complaints
 
 
-def load_pool(patterns: tuple[str, ...], folder: Path) -> Pool:
-    """Read all profiles that `patterns`, relative to `folder`, name. A file counts once."""
-    pool = Pool((), [], [])
-    files: dict[Path, None] = {}
-    for number, pattern in enumerate(patterns):
+def load_pool(sources: Iterable[Source], folder: Path) -> Pool:
+    """Read all servers that `sources`, relative to `folder`, name. A file counts once."""
+    reader = _Reader(folder)
+    for number, source in enumerate(sources):
+        if isinstance(source, Account):
+            reader.add_account(source, number)
+        else:
+            for file in reader.find(source, (number,)):
+                reader.add_file(file)
+    return reader.pool
+
+
+class _Reader:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.pool = Pool()
+        self.profiles: dict[Path, WireGuardProfile | None] = {}
+        """What was read, None with complaints; a file may be named several times."""
+        self.added: set[Path] = set()
+
+    def find(self, pattern: str, at: PathInFile) -> list[Path]:
         try:
-            files.update(dict.fromkeys(find_profiles(pattern, folder)))
+            return find_profiles(pattern, self.folder)
         except ValueError as error:
-            pool.flaws.append((number, str(error)))
-    profiles = []
-    for file in files:
+            self.pool.flaws.append((at, str(error)))
+            return []
+
+    def find_one(self, pattern: str, at: PathInFile) -> Path | None:
+        found = self.find(pattern, at)
+        if len(found) > 1:
+            words = f"{quote(pattern)} matches {len(found)} files, one was expected"
+            self.pool.flaws.append((at, words))
+        return found[0] if len(found) == 1 else None
+
+    def load(self, file: Path) -> WireGuardProfile | None:
+        if file not in self.profiles:
+            try:
+                self.profiles[file] = load_wireguard_profile(file)
+            except MendFile as error:
+                self.profiles[file] = None
+                self.pool.complaints.extend(error.complaints)
+        return self.profiles[file]
+
+    def add_file(self, file: Path) -> None:
+        profile = self.load(file)
+        if profile and file not in self.added:
+            self.pool.profiles.append(profile)
+            self.added.add(file)
+
+    def add_account(self, source: Account, number: int) -> None:
+        """The server of the account's own profile, and those of its list.
+
+        They all have the account's key and so one client address. That is fine, also for two
+        tunnels side by side in one hop: addresses count only inside a tunnel, each tunnel has
+        a routing table of its own, and the hop rewrites the source by tunnel.
+        """
+        file = self.find_one(source.account, (number, "account"))
+        path = self.find_one(source.list, (number, "list"))
+        account = self.load(file) if file else None
+        listed = self.load_list(path, (number, "list")) if path else None
+        if file is None or path is None or account is None or listed is None:
+            return
+        if file not in self.added:
+            self.pool.notices.extend(account.notices)
+            if account.peer_public_key not in {server.public_key for server in listed}:
+                self.pool.profiles.append(replace(account, notices=()))
+                self.added.add(file)
+        self.pool.profiles.extend(_with_account(account, server, path) for server in listed)
+
+    def load_list(self, path: Path, at: PathInFile) -> tuple[ListedServer, ...] | None:
+        if path in self.added:
+            words = f"{quote(path.name)} is the list of another account of this hop already"
+            self.pool.flaws.append((at, words))
+            return None
+        self.added.add(path)
         try:
-            profiles.append(load_wireguard_profile(file))
+            return load_server_list(path)
         except MendFile as error:
-            pool.complaints.extend(error.complaints)
-    return pool._replace(profiles=tuple(profiles))
+            self.pool.complaints.extend(error.complaints)
+            return None
+
+
+def _with_account(account: WireGuardProfile, server: ListedServer, file: Path) -> WireGuardProfile:
+    said = replace(server.labels, operator=server.labels.operator or account.labels.operator)
+    return replace(
+        account,
+        name=server.name,
+        peer_public_key=server.public_key,
+        endpoint=server.endpoint,
+        file=file,
+        notices=(),
+        labels=combine(server.name, said),
+    )
 
 
 def find_profiles(pattern: str, folder: Path) -> list[Path]:

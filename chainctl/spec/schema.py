@@ -1,26 +1,33 @@
 """The chain file as a pydantic model: its keys, what each may hold, and its JSON Schema.
 
-Each value is a word of a certain form; `Word` says which, in one place for the loader, the
-schema and the complaint. Regular expressions are such that Python and ECMAScript agree.
-Keys of the design that no code acts on yet are listed in `LATER`, so that they are refused
-with a better word than "unknown".
+`forms` says what forms values have. Defaults of how a chain looks after itself stand in
+`model`. Keys of the design that no code acts on yet are listed in `LATER`, so that they are
+refused with a better word than "unknown".
 """
 
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from datetime import time
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandler
-from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from chainctl.model.chain import LEGS_PER_CHAIN, MAX_HOPS
+from chainctl.model.independence import Trait
 from chainctl.model.parts import LanMode
+from chainctl.spec.countries import COUNTRIES
+from chainctl.spec.duration import (
+    DURATION,
+    SPAN,
+    parse_duration,
+    parse_span,
+    render_duration,
+)
+from chainctl.spec.forms import Choice, Flag, Number, Servers, Source, Word, refusal
+from chainctl.spec.model import INDEPENDENCE, HealthSpec, RotationSpec
 from chainctl.spec.words import quote
 
 SMALLEST_WIRES = 33 - LEGS_PER_CHAIN.bit_length()
@@ -28,94 +35,6 @@ SMALLEST_WIRES = 33 - LEGS_PER_CHAIN.bit_length()
 
 _OCTET = "(25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
 _IPV4 = rf"({_OCTET}\.){{3}}{_OCTET}"
-
-
-@dataclass(frozen=True)
-class Word:
-    """A string that matches `pattern` as a whole, turned into a value by `parse`.
-
-    `parse` raises ValueError with a sentence for what the pattern cannot say.
-    """
-
-    code: str
-    pattern: str
-    expected: str
-    parse: Callable[[str], Any] = str
-    later: str = ""
-    """Words of the design that mean something, but not yet (a pattern)."""
-
-    def validate(self, value: object) -> Any:
-        if isinstance(value, str) and self.later and re.fullmatch(self.later, value):
-            raise _refusal("C105", f"`{value}` is not built yet; expected {self.expected}")
-        if not isinstance(value, str) or not re.fullmatch(self.pattern, value):
-            raise _refusal(self.code, f"expected {self.expected}, found {_describe(value)}")
-        try:
-            return self.parse(value)
-        except ValueError as error:
-            raise _refusal(self.code, str(error)) from None
-
-    def __get_pydantic_core_schema__(
-        self, source: Any, handler: GetCoreSchemaHandler
-    ) -> CoreSchema:
-        return core_schema.no_info_plain_validator_function(self.validate)
-
-    def __get_pydantic_json_schema__(
-        self, core: CoreSchema, handler: GetJsonSchemaHandler
-    ) -> JsonSchemaValue:
-        if re.fullmatch(r"[a-z|]+", self.pattern):
-            return {"type": "string", "enum": self.pattern.split("|")}
-        return {"type": "string", "pattern": f"^{self.pattern}$"}
-
-
-@dataclass(frozen=True)
-class Servers:
-    """One path or glob, or a list of them."""
-
-    def validate(self, value: object) -> tuple[str, ...]:
-        if value == "vault" or (isinstance(value, dict) and "vault" in value):
-            raise _refusal("C105", "servers from Vault are not built yet; name files here")
-        patterns = value if isinstance(value, list) else [value]
-        for pattern in patterns:
-            if not isinstance(pattern, str) or not pattern:
-                expected = "a path or pattern such as `./profiles/*.conf`, or a list of them"
-                raise _refusal("C117", f"expected {expected}, found {_describe(pattern)}")
-        if not patterns:
-            raise _refusal("C117", "expected at least one path or pattern, found an empty list")
-        return tuple(patterns)
-
-    def __get_pydantic_core_schema__(
-        self, source: Any, handler: GetCoreSchemaHandler
-    ) -> CoreSchema:
-        return core_schema.no_info_plain_validator_function(self.validate)
-
-    def __get_pydantic_json_schema__(
-        self, core: CoreSchema, handler: GetJsonSchemaHandler
-    ) -> JsonSchemaValue:
-        path = {"type": "string", "minLength": 1}
-        return {
-            "anyOf": [
-                path | {"not": {"const": "vault"}},
-                {"type": "array", "items": path, "minItems": 1},
-            ]
-        }
-
-
-def _refusal(code: str, message: str) -> PydanticCustomError:
-    # The message goes in as a value: as a template its braces would be read as fields.
-    return PydanticCustomError("complaint", "{code} {message}", {"code": code, "message": message})
-
-
-def _describe(value: object) -> str:
-    match value:
-        case None | "":
-            return "nothing"
-        case bool() | int() | float():
-            return f"{quote(json.dumps(value))}, which is not a word"
-        case dict():
-            return "keys"
-        case list():
-            return "a list"
-    return quote(value)
 
 
 def _lan_address(word: str) -> IPv4Interface:
@@ -156,6 +75,50 @@ def refuse_special(address: IPv4Address) -> None:
         raise ValueError(f"{address} is not an address one can send to")
 
 
+_T = TypeVar("_T")
+
+
+def _bounded(
+    parse: Callable[[str], _T], ends: Callable[[_T], tuple[float, float]], low: str, high: str
+) -> Callable[[str], _T]:
+    """`parse`, which refuses what does not lie between `low` and `high`, both included."""
+
+    def parse_bounded(word: str) -> _T:
+        value = parse(word)
+        least, most = ends(value)
+        if least < parse_duration(low) or most > parse_duration(high):
+            raise ValueError(f"expected a time from {low} to {high}, found {quote(word)}")
+        return value
+
+    return parse_bounded
+
+
+def _duration(code: str, example: str, low: str, high: str) -> Word:
+    expected = f"a time with its unit such as `{example}`"
+    return Word(
+        code, DURATION, expected, _bounded(parse_duration, lambda time: (time, time), low, high)
+    )
+
+
+def _span(code: str, example: str, low: str, high: str) -> Word:
+    expected = f"a time or two of them such as `{example}`"
+    return Word(code, SPAN, expected, _bounded(parse_span, lambda span: span, low, high))
+
+
+def _quiet(word: str) -> tuple[time, time]:
+    begin, end = (time.fromisoformat(part) for part in word.split("-"))
+    if begin == end:
+        raise ValueError(f"{quote(word)} begins when it ends")
+    return begin, end
+
+
+def _percent(word: str) -> float:
+    percent = int(word.removesuffix("%"))
+    if not 1 <= percent <= 99:
+        raise ValueError(f"expected from 1% to 99%, found {quote(word)}")
+    return percent / 100
+
+
 _NAME = "[a-z][a-z0-9-]{0,19}"
 _LINK = "[A-Za-z0-9_][A-Za-z0-9_.@=-]{0,14}"
 """Less than the kernel allows: the name goes into nft rules, where `*` and quotes mean more."""
@@ -163,6 +126,11 @@ _LINK = "[A-Za-z0-9_][A-Za-z0-9_.@=-]{0,14}"
 
 def _link(code: str) -> Word:
     return Word(code, _LINK, "the name of a network interface such as `eth1`")
+
+
+def _one_of(words: Iterable[str]) -> str:
+    *others, last = (f"`{word}`" for word in words)
+    return f"{', '.join(others)} or {last}"
 
 
 class _Keys(BaseModel):
@@ -202,13 +170,67 @@ class Lan(_Keys):
 class Hop(_Keys):
     """A place in the chain, and the servers it may use."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "allOf": [
+                {"not": {"required": ["keep", "rotate"]}},
+                {"not": {"required": ["keep", "prefer"]}},
+                {"not": {"required": ["rotate", "prefer"]}},
+                {
+                    "not": {
+                        "properties": {"standby": {"const": True}, "sessions": {"const": 1}},
+                        "required": ["standby", "sessions"],
+                    }
+                },
+            ]
+        }
+    )
+
     name: Annotated[
         str, Word("C115", _NAME, "a name: a small letter, then up to 19 of a-z 0-9 -")
     ] = Field(description="Unique in the chain.")
-    servers: Annotated[tuple[str, ...], Servers()] = Field(
-        description="Profiles of the hop's servers: a path or pattern relative to this file, "
-        "or a list of them."
+    servers: Annotated[tuple[Source, ...], Servers()] = Field(
+        description="The hop's servers: a path or pattern of profiles, an account with the list "
+        "of its servers, or a list of these. Paths are relative to this file."
     )
+    country: Annotated[
+        frozenset[str] | None,
+        Choice("C123", "a country by its two letters such as `ch`", COUNTRIES),
+    ] = Field(default=None, description="Use only servers known to stand in these countries.")
+    keep: Annotated[float | None, _duration("C124", "30d", "1s", "3650d")] = Field(
+        default=None, description="How long the hop stays with a server that works."
+    )
+    rotate: Annotated[tuple[float, float] | None, _span("C124", "6h-24h", "1s", "365d")] = Field(
+        default=None,
+        description="Change the server after a time between these two, drawn anew each time.",
+    )
+    prefer: Annotated[
+        str | None, Word("C126", "[^\\r\\n]{1,255}", "the name of a server of this hop")
+    ] = Field(default=None, description="The server to go back to when it works again.")
+    standby: Annotated[bool, Flag("C125")] = Field(
+        default=False, description="Keep a tunnel to a second server ready."
+    )
+    sessions: Annotated[int, Number("C127", 1, 100)] = Field(
+        default=0,
+        description="How many tunnels the account allows at a time. Default: any number.",
+        json_schema_extra={"default": None},
+    )
+
+    @field_validator("rotate", "prefer")
+    @classmethod
+    def _one_way_to_stay(cls, value: _T, info: ValidationInfo) -> _T:
+        for key in ("keep", "rotate"):
+            if info.data.get(key) is not None:
+                words = f"`{info.field_name}` and `{key}` exclude each other; remove one of them"
+                raise refusal("C128", words)
+        return value
+
+    @field_validator("sessions")
+    @classmethod
+    def _standby_is_a_session(cls, value: int, info: ValidationInfo) -> int:
+        if value == 1 and info.data.get("standby"):
+            raise refusal("C128", "a standby is a second session; remove `standby`")
+        return value
 
 
 class Wan(_Keys):
@@ -255,6 +277,120 @@ class Wires(_Keys):
     )
 
 
+_TRAITS = {trait.value: trait for trait in Trait}
+_PREFERABLE = {word: trait for word, trait in _TRAITS.items() if trait is not Trait.SERVER}
+
+
+def _naming(trait: Trait) -> dict[str, Any]:
+    """The JSON Schema of a word or list that names `trait`."""
+    word = {"const": trait.value}
+    return {"anyOf": [word, {"type": "array", "contains": word}]}
+
+
+class Independent(_Keys):
+    """What two servers of the chain may not have in common."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "not": {
+                "anyOf": [
+                    {"properties": dict.fromkeys(("require", "prefer"), _naming(trait))}
+                    for trait in _PREFERABLE.values()
+                ],
+                "required": ["require", "prefer"],
+            }
+        }
+    )
+
+    require: Annotated[
+        frozenset[Trait], Choice("C129", _one_of(_TRAITS), _TRAITS, always=Trait.SERVER.value)
+    ] = Field(
+        default=INDEPENDENCE.require,
+        description="Never; nothing leaves while no server meets it.",
+        json_schema_extra={"default": [trait.value for trait in INDEPENDENCE.require]},
+    )
+    prefer: Annotated[
+        frozenset[Trait] | None,
+        Choice("C129", _one_of(_PREFERABLE), _PREFERABLE, may_be_empty=True),
+    ] = Field(
+        default=None,
+        description="Only when nothing better is left. Default: what is not required.",
+    )
+
+    @field_validator("prefer")
+    @classmethod
+    def _not_twice(cls, value: frozenset[Trait], info: ValidationInfo) -> frozenset[Trait]:
+        for trait in value & info.data.get("require", frozenset()):
+            raise refusal("C129", f"`{trait.value}` is required already")
+        return value
+
+
+_ROTATION, _HEALTH = RotationSpec(), HealthSpec()
+_TIME = "([01][0-9]|2[0-3]):[0-5][0-9]"
+
+
+class Rotation(_Keys):
+    """When and how often servers are replaced."""
+
+    per_hour: Annotated[int, Number("C136", 1, 3600)] = Field(
+        default=_ROTATION.per_hop_hour,
+        description="At most so many changes of a hop's server in an hour.",
+    )
+    per_chain_hour: Annotated[int, Number("C136", 1, 3600)] = Field(
+        default=_ROTATION.per_chain_hour,
+        description="At most so many changes in the whole chain in an hour.",
+    )
+    quiet: Annotated[
+        tuple[time, time] | None,
+        Word("C136", f"{_TIME}-{_TIME}", "two times of day such as `08:00-18:00`", _quiet),
+    ] = Field(
+        default=None,
+        description="No planned change at these hours (local time); what fails is replaced still.",
+    )
+    drain: Annotated[float, _duration("C136", "10m", "0s", "24h")] = Field(
+        default=_ROTATION.drain,
+        description="How long connections go on over the exit they began with, after a planned "
+        "change.",
+        json_schema_extra={"default": render_duration(_ROTATION.drain)},
+    )
+    guards: Annotated[int, Number("C136", 1, 100)] = Field(
+        default=_ROTATION.guard_budget,
+        description="At most so many different guards in 60 days.",
+    )
+
+
+class Health(_Keys):
+    """How a failing hop is recognised. The defaults need no touching."""
+
+    interval: Annotated[float, _duration("C137", "250ms", "50ms", "60s")] = Field(
+        default=_HEALTH.interval,
+        description="Between two questions to a hop that answers.",
+        json_schema_extra={"default": render_duration(_HEALTH.interval)},
+    )
+    patience: Annotated[float, _duration("C137", "12s", "1s", "10m")] = Field(
+        default=_HEALTH.patience,
+        description="How long a new tunnel may take for its first answer.",
+        json_schema_extra={"default": render_duration(_HEALTH.patience)},
+    )
+    phi: Annotated[float, Number("C137", 1, 100, whole=False)] = Field(
+        default=_HEALTH.phi,
+        description="Suspicion from which a silent hop is dead: 8 is one mistake in 10^8.",
+    )
+    loss: Annotated[float, Word("C137", "[0-9]{1,2}%", "a share such as `20%`", _percent)] = Field(
+        default=_HEALTH.loss,
+        description="Loss from which a hop is to be replaced.",
+        json_schema_extra={"default": f"{_HEALTH.loss:.0%}"},
+    )
+    probe: Annotated[
+        IPv4Address | None,
+        Word("C137", _IPV4, "an IPv4 address such as `9.9.9.9`", _server_address),
+    ] = Field(
+        default=None,
+        description="An address that answers pings, asked through each hop first. Default: no "
+        "third party is asked.",
+    )
+
+
 class ChainFile(_Keys):
     """A VPN onion chain and the gateway in front of it."""
 
@@ -268,16 +404,21 @@ class ChainFile(_Keys):
     wan: Wan = Wan()
     dns: Dns = Dns()
     wires: Wires = Wires()
+    independent: Independent = Independent()
+    rotation: Rotation = Rotation()
+    health: Health = Health()
 
 
 _LATER = {
-    "": "policy clients independent health rotation record notify vault elasticsearch publish"
-    " endpoints zones drain",
+    "": "policy clients record notify vault elasticsearch publish endpoints zones",
     "lan": "vlan docker clients ipv6",
     "wan": "address",
     "dns": "local",
     "wires": "",
-    "hops": "keep rotate standby country city asn operator probe drain image protocol",
+    "hops": "city asn operator probe drain image protocol",
+    "independent": "",
+    "rotation": "",
+    "health": "",
 }
 LATER = {section: frozenset(keys.split()) for section, keys in _LATER.items()}
 """Keys of the design without code behind them yet, by the section they stand in."""
@@ -295,7 +436,7 @@ def render_schema() -> str:
 
 
 def _plain(schema: Any) -> Any:
-    """Without pydantic's titles, which repeat the keys, and defaults that are no text."""
+    """Without pydantic's titles, which repeat the keys, and defaults that no file can hold."""
     if isinstance(schema, list):
         return [_plain(item) for item in schema]
     if not isinstance(schema, dict):
@@ -304,7 +445,7 @@ def _plain(schema: Any) -> Any:
         key: _plain(value)
         for key, value in schema.items()
         if not (key == "title" and isinstance(value, str))
-        and not (key == "default" and not isinstance(value, str))
+        and not (key == "default" and not isinstance(value, str | int | float | list))
     }
 
 

@@ -16,6 +16,7 @@ from typing import TypeVar
 
 from chainctl.errors import Complaint, MendFile
 from chainctl.model.secret import Secret
+from chainctl.spec.labels import combine, read_comments
 from chainctl.spec.model import Endpoint, Notice, WireGuardProfile
 from chainctl.spec.schema import refuse_special
 from chainctl.spec.small_file import UnreadableFile, read_small_file
@@ -149,15 +150,18 @@ class _Reader:
 
     def profile(self, interface: Section, peer: Section) -> WireGuardProfile | None:
         private = self.required(interface, "privatekey", _secret_key, "C204")
-        public = self.required(peer, "publickey", _key, "C204")
+        public = self.required(peer, "publickey", parse_key, "C204")
         preshared = self.optional(peer, "presharedkey", _preshared_key, "C204")
-        endpoint = self.required(peer, "endpoint", _endpoint, "C208")
+        endpoint = self.required(peer, "endpoint", parse_endpoint, "C208")
         addresses = self.addresses(interface)
         dns = self.dns(interface)
         mtu = self.optional(interface, "mtu", lambda word: _number(word, 576, 65535), "C210")
         keepalive = self.optional(peer, "persistentkeepalive", _keepalive, "C210")
         self.allowed(peer)
         self.without_effect(interface)
+        said, flaws = read_comments(self.text)
+        for flaw in flaws:
+            self.notice(*flaw)
         if self.six:
             parts = ", ".join(part for part, _ in self.six)
             words = f"IPv6 is not used ({parts}): chains carry IPv4 only"
@@ -176,6 +180,7 @@ class _Reader:
             keepalive=keepalive or None,
             file=self.path,
             notices=tuple(self.notices),
+            labels=combine(self.path.stem, said),
         )
 
     def required(
@@ -308,7 +313,7 @@ def _is_openvpn(text: str) -> bool:
     return re.search(directive, text, re.MULTILINE) is not None
 
 
-def _key(word: str) -> str:
+def parse_key(word: str) -> str:
     """32 bytes in base64, canonical, as wg(8) wants them. The message never shows the key."""
     if re.fullmatch(r"[A-Za-z0-9+/]{42}[AEIMQUYcgkosw048]=", word):
         if word == _NO_KEY:
@@ -324,7 +329,7 @@ def _key(word: str) -> str:
 
 
 def _secret_key(word: str) -> Secret:
-    return Secret(_key(word))
+    return Secret(parse_key(word))
 
 
 def _preshared_key(word: str) -> Secret | None:
@@ -332,7 +337,8 @@ def _preshared_key(word: str) -> Secret | None:
     return None if word == _NO_KEY else _secret_key(word)
 
 
-def _endpoint(word: str) -> Endpoint:
+def parse_endpoint(word: str) -> Endpoint:
+    """`address:port` or `name:port`; ValueError with the reason."""
     if word.startswith("["):
         raise ValueError("an IPv6 server; chains are built over IPv4 only")
     host, colon, port = word.rpartition(":")

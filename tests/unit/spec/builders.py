@@ -49,7 +49,14 @@ def profile(name: str = "server", **parts: str) -> WireGuardProfile:
 
 
 def chain_text(
-    *, lan: str = "192.168.10.254/24", hops: int = 1, servers: str = "./*.conf", more: str = ""
+    *,
+    lan: str = "192.168.10.254/24",
+    hops: int = 1,
+    servers: str = "./*.conf",
+    hop: str = "",
+    more: str = "",
 ) -> str:
-    listed = "".join(f"  - {{name: hop{n}, servers: {servers}}}\n" for n in range(1, hops + 1))
+    """`hop` holds more keys of each hop, `more` more of the chain."""
+    keys = f"servers: {servers}{', ' if hop else ''}{hop}"
+    listed = "".join(f"  - {{name: hop{n}, {keys}}}\n" for n in range(1, hops + 1))
     return f"chain: home\nlan: {{interface: eth1, address: {lan}}}\nhops:\n{listed}{more}"

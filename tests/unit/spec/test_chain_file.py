@@ -1,17 +1,23 @@
 from __future__ import annotations
 
+import json
+from datetime import time
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from chainctl.errors import MendFile
+from chainctl.model.independence import Independence, Trait
 from chainctl.model.parts import LanMode
 from chainctl.spec.chain_file import LARGEST, load_chain_file, parse_chain_file
-from chainctl.spec.model import ChainSpec
+from chainctl.spec.model import INDEPENDENCE, ChainSpec, HealthSpec, HopSpec, RotationSpec
 from chainctl.spec.pool import LARGEST_POOL
+from chainctl.spec.schema import render_schema
+from chainctl.spec.yaml_text import parse_yaml
 from tests.unit.spec.builders import chain_text, outcome, profile_text
 
 EXAMPLES = sorted((Path(__file__).parents[3] / "examples").glob("*.yaml"))
@@ -38,6 +44,23 @@ def test_examples(path: Path) -> None:
     assert all(hop.pool for hop in spec.hops)
 
 
+def test_the_example_with_every_key_lacks_none() -> None:
+    def missing(written: Any, schema: Any) -> set[str]:
+        schema = definitions[schema["$ref"].rpartition("/")[2]] if "$ref" in schema else schema
+        if "items" in schema and "properties" not in schema:
+            return set.intersection(*(missing(item, schema["items"]) for item in written))
+        if "properties" not in schema:
+            return set()
+        keys = schema["properties"]
+        inside = [missing(written[key], keys[key]) for key in keys if key in written]
+        return (set(keys) - set(written)).union(*inside)
+
+    schema = json.loads(render_schema())
+    definitions = schema["$defs"]
+    (path,) = (path for path in EXAMPLES if path.stem == "every-key")
+    assert missing(parse_yaml(path.read_text()).value, schema) == set()
+
+
 def test_there_are_examples() -> None:
     assert {path.stem for path in EXAMPLES} == {"home", "every-key"}
 
@@ -49,7 +72,15 @@ def test_defaults(folder: Path) -> None:
     assert spec.dns_upstream is None
     assert spec.wires == IPv4Network("198.19.0.0/16")
     assert [profile.name for profile in spec.hops[0].pool] == ["se-1", "se-2"]
-    assert spec.hops[0].line == 4
+    hop = spec.hops[0]
+    assert hop.line == 4
+    assert (hop.rotate, hop.keep, hop.prefer) == (None, None, None)
+    assert (hop.standby, hop.sessions) == (False, 0)
+    assert spec.independent == INDEPENDENCE
+    assert spec.rotation == RotationSpec(
+        per_hop_hour=6, per_chain_hour=12, quiet=None, drain=600.0, guard_budget=4
+    )
+    assert spec.health == HealthSpec(interval=0.25, patience=12.0, phi=8.0, loss=0.2, probe=None)
 
 
 def test_every_key(folder: Path) -> None:
@@ -63,6 +94,61 @@ def test_every_key(folder: Path) -> None:
     assert spec.wan.interface == "eth0"
     assert spec.dns_upstream == IPv4Address("9.9.9.9")
     assert spec.wires == IPv4Network("10.99.0.0/20")
+
+
+def test_how_a_hop_changes_its_server(folder: Path) -> None:
+    def hop(keys: str) -> HopSpec:
+        return parse_chain_file(chain_text(hop=keys), folder / "chain.yaml").hops[0]
+
+    assert hop("rotate: 6h-24h").rotate == (21_600, 86_400)
+    assert hop("rotate: 12h").rotate == (43_200, 43_200)
+    assert hop("keep: 30d").keep == 2_592_000
+    assert hop("prefer: se-2").prefer == "se-2"
+    assert hop("standby: true").standby is True
+    assert hop("standby: false, sessions: 1").sessions == 1
+    assert hop("sessions: 3.0, standby: true").sessions == 3
+
+
+def test_how_a_chain_changes_its_servers(folder: Path) -> None:
+    more = (
+        "rotation: {per_hour: 3, per_chain_hour: 9, quiet: 22:00-06:30, drain: 90s, guards: 2}\n"
+        "health: {interval: 1s, patience: 30s, phi: 5.5, loss: 7%, probe: 9.9.9.9}\n"
+    )
+    spec = parse_chain_file(chain_text(more=more), folder / "chain.yaml")
+    assert spec.rotation == RotationSpec(3, 9, (time(22), time(6, 30)), 90.0, 2)
+    assert spec.health == HealthSpec(1.0, 30.0, 5.5, 0.07, IPv4Address("9.9.9.9"))
+
+
+@pytest.mark.parametrize(
+    ("written", "require", "prefer"),
+    [
+        ("{}", {Trait.SERVER}, {Trait.NETWORK, Trait.OPERATOR, Trait.COUNTRY, Trait.ASN}),
+        ("{require: server, prefer: country}", {Trait.SERVER}, {Trait.COUNTRY}),
+        ("{prefer: []}", {Trait.SERVER}, set()),
+        (
+            "{require: [server, network, operator]}",
+            {Trait.SERVER, Trait.NETWORK, Trait.OPERATOR},
+            {Trait.COUNTRY, Trait.ASN},
+        ),
+        (
+            "{require: [server, network], prefer: [asn]}",
+            {Trait.SERVER, Trait.NETWORK},
+            {Trait.ASN},
+        ),
+    ],
+)
+def test_what_servers_may_not_share(
+    written: str, require: set[Trait], prefer: set[Trait], folder: Path
+) -> None:
+    text = chain_text(more=f"independent: {written}\n")
+    spec = parse_chain_file(text, folder / "chain.yaml")
+    assert spec.independent == Independence(frozenset(require), frozenset(prefer))
+
+
+def test_norway_is_a_country(folder: Path) -> None:
+    (folder / "no-osl-01.conf").write_text(profile_text())
+    spec = parse_chain_file(chain_text(hop="country: no"), folder / "chain.yaml")
+    assert [profile.name for profile in spec.hops[0].pool] == ["no-osl-01"]
 
 
 def test_an_anchor_may_be_used_again(folder: Path) -> None:
@@ -122,7 +208,9 @@ def test_a_pattern_gone_wrong(folder: Path) -> None:
 
 _VOCABULARY = (
     "chain lan hops wan dns wires interface address mode name servers upstream network nat"
-    " home eth1 192.168.10.254/24 *.conf se-1.conf vault policy ~ true 3 0x1F .nan"
+    " home eth1 192.168.10.254/24 *.conf se-1.conf vault policy ~ true 3 0x1F .nan account list"
+    " rotate keep prefer standby sessions country independent require rotation per_hour quiet"
+    " health loss phi 6h 1s-2h 20% no se-1 server"
 )
 _WORDS = st.sampled_from(_VOCABULARY.split())
 _TREES = st.recursive(

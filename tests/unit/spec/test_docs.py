@@ -7,7 +7,9 @@ import re
 from pathlib import Path
 
 from chainctl.spec.chain_file import parse_chain_file
+from chainctl.spec.model import Labels
 from chainctl.spec.schema import render_schema
+from chainctl.spec.server_list import parse_server_list
 
 ROOT = Path(__file__).parents[3]
 DOCS = (ROOT / "docs" / "chain-file.md").read_text()
@@ -37,10 +39,16 @@ def test_every_key_is_there_and_none_else() -> None:
         if "$ref" not in key:
             keys.add(name)
     table = DOCS.partition("## Keys")[2].partition("##")[0]
-    assert set(re.findall(r"^\| `([a-z.\[\]]+)`", table, re.MULTILINE)) == keys
+    assert set(re.findall(r"^\| `([a-z_.\[\]]+)`", table, re.MULTILINE)) == keys
 
 
 def test_the_example_is_read() -> None:
     text = DOCS.partition("```yaml\n")[2].partition("```")[0]
     spec = parse_chain_file(text, ROOT / "examples" / "docs.yaml")
     assert [hop.name for hop in spec.hops] == ["guard", "middle", "exit"]
+
+
+def test_the_list_of_servers_is_read() -> None:
+    text = DOCS.partition("## One account")[2].partition("```\n#")[2].partition("```")[0]
+    (server,) = parse_server_list(f"#{text}", ROOT / "relays.csv")
+    assert server.labels == Labels(operator="datapacket", asn=64500)

@@ -22,6 +22,7 @@ BROKEN = sorted((HERE / "broken").glob("*.yaml"))
 VALIDATOR = Draft202012Validator(json.loads(render_schema()))
 
 BEYOND_A_SCHEMA = {
+    "accounts-and-files",
     "address-broadcast",
     "address-loopback",
     "address-network",
@@ -31,6 +32,7 @@ BEYOND_A_SCHEMA = {
     "no-such-profile",
     "same-names",
     "same-server-name",
+    "servers-that-are-not-there",
     "two-documents",
     "wires-host-bits",
     "wires-small",
@@ -85,23 +87,53 @@ def test_later_keys_are_not_keys_yet() -> None:
 
 _WORDS = (
     "home Home  eth1 eth1.7 .. a/b eth* auto bridge nat no 10.0.0.1 10.0.0.256 10.0.0.1/33 vault"
-    " 9.9.9.9 tls://9.9.9.9 macvlan ./x/*.conf " + "a" * 20 + " " + "a" * 21
+    " 9.9.9.9 tls://9.9.9.9 macvlan ./x/*.conf " + "a" * 20 + " " + "a" * 21 + " ch uk xx"
+    " 5s 6h-24h 6h- 08:00-18:00 8-18 20% server country asn"
+)
+_ACCOUNTS: st.SearchStrategy[Any] = st.fixed_dictionaries(
+    {},
+    optional={
+        "account": st.sampled_from(["a.conf", "", 1]),
+        "list": st.just("l.csv"),
+        "vault": st.just("x"),
+        "home": st.just("x"),
+    },
 )
 _VALUES: st.SearchStrategy[Any] = st.one_of(
     st.sampled_from(_WORDS.split(" ")),
     st.none(),
     st.booleans(),
     st.integers(-1, 9),
+    st.sampled_from([0.5, 1.0, 8.5, 1e9]),
     st.just({"vault": "x"}),
-    st.lists(st.sampled_from(["a.conf", "", 3, None]), max_size=2),
+    _ACCOUNTS,
+    st.lists(st.one_of(st.sampled_from(["a.conf", "", 3, None, "vault"]), _ACCOUNTS), max_size=2),
+    st.lists(st.sampled_from(["ch", "se", "no", "uk", "zz", 1]), max_size=3),
+    st.lists(st.sampled_from(["server", "network", "country", "home", None]), max_size=3),
 )
 
 
-def _section(*keys: str, good: str = "home") -> st.SearchStrategy[Any]:
-    """Often a mapping of `keys`, whose values are often `good`, sometimes anything."""
-    value = st.one_of(st.just(good), _VALUES)
-    known = st.fixed_dictionaries({}, optional=dict.fromkeys((*keys, "policy"), value))
+def _section(*keys: str, good: Any = "home", **better: Any) -> st.SearchStrategy[Any]:
+    """Often a mapping of `keys`, whose values are often `good`, sometimes anything; of the
+    keys in `better` they are often those.
+    """
+    often = dict.fromkeys((*keys, "policy"), good) | better
+    known = st.fixed_dictionaries(
+        {}, optional={key: st.one_of(st.just(value), _VALUES) for key, value in often.items()}
+    )
     return st.one_of(known, known, known, _VALUES)
+
+
+_HOP = {
+    "country": ["ch", "no"],
+    "keep": "30d",
+    "rotate": "6h-24h",
+    "prefer": "se-1",
+    "standby": True,
+    "sessions": 1,
+}
+_ROTATION = {"per_hour": 6, "per_chain_hour": 12, "drain": "10m", "guards": 4}
+_HEALTH = {"interval": "1s", "patience": "12s", "phi": 8, "loss": "20%", "probe": "9.9.9.9"}
 
 
 _GOOD = {
@@ -118,10 +150,17 @@ _GOOD = {
         optional={
             "chain": _VALUES,
             "lan": _section("interface", "address", "mode", good="192.168.10.254/24"),
-            "hops": st.one_of(st.lists(_section("name", "servers"), max_size=15), _VALUES),
+            "hops": st.one_of(
+                st.lists(_section("name", "servers"), max_size=15),
+                st.lists(_section("name", "servers", **_HOP), min_size=1, max_size=2),
+                _VALUES,
+            ),
             "wan": _section("interface", "mode"),
             "dns": _section("upstream", good="9.9.9.9"),
             "wires": _section("network", good="10.99.0.0/27"),
+            "independent": _section(require="server", prefer=["country"]),
+            "rotation": _section(**_ROTATION, quiet="08:00-18:00"),
+            "health": _section(**_HEALTH),
             "colour": _VALUES,
         },
     )
