@@ -29,6 +29,7 @@ _COMMANDS = {
     "serve": ("Run the supervisor in this process.", "serve"),
     "doctor": ("Check what this machine has and lacks for a chain.", "doctor"),
     "demo": ("Show a three-hop chain at work in a lab; leaves nothing behind.", "demo"),
+    "drill": ("Break one thing in a lab under traffic, and say what came of it.", "drill"),
     "lab": ("A small fake internet in network namespaces.", "lab"),
     "images": ("Build and check the images hops run from.", "images"),
 }

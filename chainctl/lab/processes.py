@@ -149,22 +149,42 @@ def wait_for_socket(what: str, path: Path, process: Process, log_path: Path) -> 
 
 
 def kill_all_in(namespaces: Collection[int]) -> None:
-    """End every process one of whose network, mount or user namespaces is one of these."""
-    _kill_while_found(lambda pid: not namespaces_of(pid).isdisjoint(namespaces))
+    """End every process that `all_in` finds."""
+    _kill_while_found(lambda: all_in(namespaces))
 
 
 def kill_helpers(lab: str) -> None:
     """End every process with HELPS=lab in its environment."""
     mark = f"{HELPS}={lab}".encode()
-    _kill_while_found(lambda pid: mark in _environ_of(pid))
+    _kill_while_found(
+        lambda: [one for one in _all_processes() if mark in _environ_of(str(one.pid))]
+    )
 
 
-def _kill_while_found(ours: Callable[[str], bool]) -> None:
-    while found := [process for process in _all_processes() if ours(str(process.pid))]:
+def _kill_while_found(find: Callable[[], list[Process]]) -> None:
+    while found := find():
         for process in found:
             process.signal(signal.SIGKILL)
         for process in found:
             process.kill()
+
+
+def all_in(namespaces: Collection[int]) -> list[Process]:
+    """Every process one of whose network, mount or user namespaces is one of these."""
+    return [
+        process
+        for process in _all_processes()
+        if not namespaces_of(str(process.pid)).isdisjoint(namespaces)
+    ]
+
+
+def arguments_of(pid: int) -> list[str]:
+    """Its command line; empty when it is gone."""
+    try:
+        line = Path(f"/proc/{pid}/cmdline").read_text(errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+    return line.removesuffix("\0").split("\0")
 
 
 def _all_processes() -> Iterator[Process]:
