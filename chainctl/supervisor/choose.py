@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 
@@ -34,11 +34,8 @@ class Candidate:
     country: str | None = None
     asn: int | None = None
 
-    def shares(self, trait: Trait, others: Iterable[Candidate]) -> bool:
-        mine = self._value(trait)
-        return mine is not None and any(mine == other._value(trait) for other in others)
-
-    def _value(self, trait: Trait) -> Hashable:
+    def value(self, trait: Trait) -> Hashable:
+        """What it would have to share; None: unknown."""
         match trait:
             case Trait.SERVER:
                 return self.address
@@ -98,7 +95,8 @@ def admissible(
     for trait in Trait:
         if trait not in rules.require:
             continue
-        kept = tuple(candidate for candidate in left if not candidate.shares(trait, path))
+        taken = _taken(trait, path)
+        kept = tuple(candidate for candidate in left if candidate.value(trait) not in taken)
         if not kept:
             which = "the only server left" if len(left) == 1 else f"each of {len(left)} servers"
             return NoCandidate(trait, f"{which} {_UNMET[trait]}")
@@ -126,25 +124,16 @@ def rank_servers(
     if isinstance(left, NoCandidate):
         return left
 
+    taken = {trait: _taken(trait, path) for trait in rules.prefer}
+
     def rank(candidate: Candidate) -> tuple[float, int]:
         strike = strikes.get(candidate.address)
         weight = strike.weight_at(now) if strike else 0.0
-        shared = sum(candidate.shares(trait, path) for trait in rules.prefer)
+        shared = sum(candidate.value(trait) in values for trait, values in taken.items())
         return (weight if weight >= QUARANTINE else 0.0, shared)
 
     return tuple(sorted(dice.sample(left, len(left)), key=rank))
 
 
-def order_candidates(
-    pool: Sequence[Candidate],
-    *,
-    taken: Iterable[IPv4Address],
-    strikes: Mapping[IPv4Address, Strike],
-    now: float,
-    dice: random.Random,
-) -> tuple[Candidate, ...]:
-    """`rank_servers` where only addresses are known: never one of `taken`, its /16s last."""
-    path = [Candidate(str(address), address) for address in taken]
-    rules = Independence(frozenset({Trait.SERVER}), frozenset({Trait.NETWORK}))
-    ranked = rank_servers(pool, path, rules=rules, strikes=strikes, now=now, dice=dice)
-    return () if isinstance(ranked, NoCandidate) else ranked
+def _taken(trait: Trait, path: Sequence[Candidate]) -> set[Hashable]:
+    return {value for other in path if (value := other.value(trait)) is not None}

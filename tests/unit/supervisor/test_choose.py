@@ -160,7 +160,7 @@ def test_a_struck_server_comes_last_however_well_it_fits_and_comes_back_in_time(
     path = [server("45.1.0.1")]
     near, far = server("45.1.0.2"), server("45.2.0.1")
     strike = Strike(0.0, NOW).another(NOW)
-    for later, first in ((0.0, near), (HALF_LIFE * 0.99, near), (HALF_LIFE * 1.01, far)):
+    for later, first in ((0.0, near), (HALF_LIFE, near), (HALF_LIFE * 1.01, far)):
         ranked = rank_servers(
             [near, far],
             path,
@@ -181,6 +181,7 @@ def test_quarantine_ends_when_it_is_said_to(weight: float, later: float) -> None
     assert strike.weight_at(NOW + later + left + 1) < QUARANTINE
     if left > 1:
         assert strike.weight_at(NOW + later + left - 1) > QUARANTINE
+    assert (left > 0) == (strike.weight_at(NOW + later) > QUARANTINE)
 
 
 def test_strikes_add_up_decay_by_half_and_survive_a_clock_set_back() -> None:
