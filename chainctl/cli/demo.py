@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -74,14 +74,14 @@ def _show(lab: Lab) -> None:
         _ask(lab, "client")
         _say(f"What each wire carries while the device sends {_MARKED} marked datagrams")
         _show_wires(lab)
-        _say("The second server freezes: the chain shuts, and opens when it is back")
-        server = lab.server(2)
-        server.freeze()
-        _wait_for(lab, "closed")
-        _chainctl(lab, "status", allowed=(0, 1))
-        _ask(lab, "client", expect_silence=True)
-        server.thaw()
-        _wait_for(lab, "open")
+        _say("The second server dies: another one of its pool takes over")
+        before = _server_of(lab, "middle")
+        lab.server(2).kill()
+        _wait_until(lambda: _server_of(lab, "middle") != before, "another server")
+        _chainctl(lab, "explain")
+        _ask(lab, "client")
+        _say("The guard is replaced by hand while the device goes on")
+        _chainctl(lab, "rotate", "guard")
         _ask(lab, "client")
         _say("The supervisor is killed: the kernel shuts the gate by itself within 4 seconds")
         _kill_supervisor(lab)
@@ -153,18 +153,18 @@ def _chainctl(lab: Lab, *words: str, allowed: tuple[int, ...] = (0,)) -> None:
         raise LookAgain("C620", f"chainctl {words[0]} ended with status {process.returncode}")
 
 
-def _posture(lab: Lab) -> str:
+def _server_of(lab: Lab, hop: str) -> str:
     argv = [sys.executable, "-m", "chainctl", "status", "--json"]
-    chains = json.loads(lab.run("host", argv, timeout=30).stdout)["chains"]
-    return str(chains[0]["posture"]) if chains else "none"
+    (chain,) = json.loads(lab.run("host", argv, timeout=30).stdout)["chains"]
+    return next(str(entry["server"]) for entry in chain["hops"] if entry["hop"] == hop)
 
 
-def _wait_for(lab: Lab, posture: str) -> None:
+def _wait_until(reached: Callable[[], bool], what: str) -> None:
     begun = time.monotonic()
-    while _posture(lab) != posture:
+    while not reached():
         if time.monotonic() - begun > _PATIENCE:
-            raise LookAgain("C620", f"the chain did not get {posture} within {_PATIENCE:.0f} s")
-    click.echo(f"  {posture} after {time.monotonic() - begun:.1f} s")
+            raise LookAgain("C620", f"the demo waited for {what} in vain")
+    click.echo(f"  {what} after {time.monotonic() - begun:.1f} s")
 
 
 def _wait_for_silence(lab: Lab) -> None:
