@@ -102,7 +102,7 @@ class Tables:
 
     def tidy(self, chain: str, *, last: bool) -> None:
         """The chain is gone, and when it was the `last` the panel as well: no hash is left."""
-        for path in self._memory.iterdir():
+        for path in self._memory.glob("[!.]*"):
             ns, _, table = path.name.partition("@")
             if last or ns.startswith(f"{chain}.") or (ns, table) == (HOST, f"{TABLE}-{chain}"):
                 path.unlink()
