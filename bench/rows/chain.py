@@ -1,0 +1,46 @@
+"""A whole chain beside the same tunnels wired by hand, between the lab's client and target."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from bench import throughput
+from bench.handwired import handwired
+from bench.harness import Result, compare, interleave, ratio_at_least, row
+from bench.labs import chainctl, lab, status
+from chainctl.lab.lab import Lab
+from chainctl.lab.layout import TARGET
+
+_SECONDS = 1.0
+_PAIRS = 21
+
+
+def _chain_vs_handwired(hops: int) -> Result:
+    """Two labs at once: both chains are up, and TCP goes through one at a time."""
+    with lab("chain", hops) as ours, lab("hand", hops) as baseline:
+        chainctl(ours, "up", str(ours.chain_file))
+        mtus = [hop["mtu"] for hop in status(ours)["hops"]]
+        with handwired(baseline, mtus) as by_hand:
+            by_hand.prepare()
+            by_hand.up()
+            with (
+                throughput.server(_enter(ours, "target")),
+                throughput.server(_enter(baseline, "target")),
+            ):
+                return compare(
+                    interleave(partial(_speed, ours), partial(_speed, baseline), count=_PAIRS)
+                )
+
+
+def _speed(one: Lab) -> float:
+    return throughput.measure(_enter(one, "client"), str(TARGET.ip), seconds=_SECONDS)
+
+
+def _enter(one: Lab, place: str) -> list[str]:
+    return ["nsenter", f"--net=/run/netns/{one.namespace(place)}", "--"]
+
+
+for _hops in (1, 2, 3):
+    row(f"chain_vs_handwired_{_hops}", unit="bit/s", target=ratio_at_least(0.97))(
+        partial(_chain_vs_handwired, _hops)
+    )

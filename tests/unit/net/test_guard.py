@@ -1,0 +1,127 @@
+"""The nft tables as text: golden files, what holds for any chain, and nft's own opinion."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+
+from chainctl.model.chain import Chain, Engine, Hop
+from chainctl.model.parts import HOST, PANEL, LanMode, NftTable
+from chainctl.net import guard
+from chainctl.net.layout import layout
+from tests.conftest import Golden
+from tests.unit.supervisor.chains import chains, make_chain
+
+HERE = Path(__file__).parent
+_CHAIN = re.compile(r"\tchain (\w+) \{\n(.*?)\n\t\}", re.DOTALL)
+
+CHAINS = {
+    **{f"{hops}_hops": make_chain(hops) for hops in (1, 2, 3, 4)},
+    "both_slots": make_chain(2, both_slots=True, number=7),
+    "kernel": make_chain(2, engine=Engine.KERNEL, resolver=None, forwarded_before=True),
+    "bridge": make_chain(1, lan_mode=LanMode.BRIDGE, lan="172.20.0.1/16", docker_user=True),
+}
+
+
+def _tables(chain: Chain) -> Iterator[NftTable]:
+    return (part for part in layout(chain) if isinstance(part, NftTable))
+
+
+def _whole(table: NftTable) -> str:
+    return f"table inet {table.table} {{\n{table.rules}\n}}\n"
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_golden(name: str, golden: Golden) -> None:
+    for table in _tables(CHAINS[name]):
+        place = {HOST: "host", PANEL: "panel"}.get(table.ns, table.ns.partition(".")[2])
+        golden(HERE / "golden" / name / f"{place}.nft", _whole(table))
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("name", CHAINS)
+def test_nft_takes_each_table(name: str) -> None:
+    """In a network namespace of its own, which goes with the process."""
+    script = "".join(
+        f"{_whole(table)}delete table inet {table.table}\n" for table in _tables(CHAINS[name])
+    )
+    done = subprocess.run(
+        ["unshare", "--net", "nft", "-c", "-f", "-"],
+        input=script,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@given(chain=chains())
+def test_what_drops_drops_by_policy_and_by_a_last_rule(chain: Chain) -> None:
+    for table in _tables(chain):
+        for name, body in _CHAIN.findall(table.rules):
+            head, *rules = (line.strip() for line in body.splitlines())
+            assert re.fullmatch(r"type \w+ hook \w+ priority -?\d+; policy (drop|accept);", head)
+            if "policy drop" in head:
+                assert rules[-1] == "drop", f"{table.key} {name}"
+            else:
+                assert "drop" not in rules
+        if table.ns != HOST:
+            for hook in ("forward", "input", "output"):
+                assert re.search(
+                    rf"type filter hook {hook} priority -?\d+; policy drop;", table.rules
+                )
+
+
+@given(chain=chains())
+def test_the_gate_is_asked_before_anything_else(chain: Chain) -> None:
+    (gateway,) = (table for table in _tables(chain) if table.ns == chain.gateway)
+    bodies = dict(_CHAIN.findall(gateway.rules))
+    _, first, *_ = (line.strip() for line in bodies["forward"].splitlines())
+    assert first == "meta iifname . meta oifname != @open drop"
+
+
+@given(chain=chains())
+def test_a_hop_accepts_inside_only_the_tuples_of_the_next(chain: Chain) -> None:
+    """Everything a hop that is not the exit lets in at in0 names both ends and both ports."""
+    for hop in chain.hops[:-1]:
+        inner = chain.hops[hop.number]
+        rules = guard.render_hop(chain, hop)
+        inward = re.findall(r'iifname "in0" (?!oifname)(.*)', rules)
+        assert len(inward) == len(inner.tunnels)
+        for rule, tunnel in zip(inward, inner.tunnels, strict=True):
+            source = chain.source_port(inner, tunnel.slot)
+            assert rule == (
+                f"ip saddr {chain.out_leg(inner)} ip daddr {tunnel.endpoint} udp sport {source}"
+                f" udp dport {tunnel.endpoint_port} meta mark set {hop.active.table} accept"
+            )
+
+
+@given(chain=chains())
+def test_a_client_sends_only_its_own_tuple(chain: Chain) -> None:
+    for hop in chain.hops:
+        rules = _rules_of(chain, hop)
+        (body,) = (body for name, body in _CHAIN.findall(rules) if name == "output")
+        sent = [line.strip() for line in body.splitlines() if 'oifname "out0"' in line]
+        assert len(sent) == len(hop.tunnels)
+        for rule, tunnel in zip(sent, hop.tunnels, strict=True):
+            assert f"ip daddr {tunnel.endpoint} " in rule
+            owned = f" meta skuid {chain.uid(hop, tunnel.slot)} accept"
+            assert rule.endswith(owned) == (tunnel.engine is Engine.USERSPACE)
+
+
+def _rules_of(chain: Chain, hop: Hop) -> str:
+    ns = chain.namespace(hop)
+    return next(table.rules for table in _tables(chain) if table.ns == ns)
+
+
+@given(chain=chains())
+def test_only_the_exit_and_the_gateway_use_conntrack(chain: Chain) -> None:
+    for table in _tables(chain):
+        uses = bool(re.search(r"\bct\b|masquerade|dnat", table.rules))
+        assert uses == (table.ns in (HOST, chain.gateway, chain.namespace(chain.exit)))
