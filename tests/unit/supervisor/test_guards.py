@@ -229,6 +229,7 @@ def test_a_guard_that_once_served_is_taken_back_after_the_hold_down() -> None:
     chain.now += 2 * MINUTE
     assert chain.guards().order[0].address == first
     assert chain.settle() == first
+    assert chain.settle() == first, "and not sent behind the second for having been away"
 
 
 def test_one_that_never_served_does_not_displace_one_that_did() -> None:
