@@ -313,8 +313,11 @@ def test_what_the_user_prefers_comes_first_and_may_always_be_tried() -> None:
     order = chain.guards(prefer=wish).order
     assert order[0].address == wish
     assert len(order) == 5
+    chain.state = tried(chain.state, wish, chain.now)
+    assert wish in [guard.address for guard in chain.state.used(chain.now)]
+    assert wish in [one.address for one in chain.guards().order], "it was tried in any case"
     gone = IPv4Address("45.99.0.1")
-    assert len(chain.guards(prefer=gone).order) == 4
+    assert len(chain.guards(prefer=gone).order) == 5
 
 
 def test_one_chosen_by_hand_stays() -> None:
