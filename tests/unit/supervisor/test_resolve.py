@@ -1,0 +1,182 @@
+"""From a chain file and facts to a chain: servers, interfaces, sizes, and refusals."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from chainctl.errors import ChainctlError, ChangeServer
+from chainctl.model.chain import Engine
+from chainctl.model.facts import (
+    FirewallFacts,
+    Known,
+    LinkFacts,
+    NetworkFacts,
+    Reading,
+    RouteFacts,
+)
+from chainctl.model.parts import LanMode
+from chainctl.model.secret import Secret
+from chainctl.spec.chain_file import load_chain_file
+from chainctl.spec.model import ChainSpec, HopSpec, WireGuardProfile
+from chainctl.supervisor.resolve import Facts, choose_servers, resolve
+from tests.unit.spec.builders import chain_text, profile, profile_text
+
+NETWORK = NetworkFacts(
+    links=(
+        LinkFacts("lo"),
+        LinkFacts("eth0", mtu=1492),
+        LinkFacts("eth1"),
+        LinkFacts("br0", "bridge"),
+    ),
+    routes=(RouteFacts(IPv4Network("0.0.0.0/0"), "eth0"),),
+)
+FACTS = Facts(
+    number=3,
+    network=NETWORK,
+    selection={},
+    names={},
+    engine=Engine.USERSPACE,
+    image="sha256:abc",
+    forwarded_before=False,
+)
+
+
+@pytest.fixture
+def spec(tmp_path: Path) -> ChainSpec:
+    for number in (1, 2, 3):
+        text = profile_text(endpoint=f"192.0.2.{number}:51820", address=f"10.64.0.{number}/32")
+        (tmp_path / f"server{number}.conf").write_text(text)
+    (tmp_path / "chain.yaml").write_text(chain_text(hops=2))
+    return load_chain_file(tmp_path / "chain.yaml")
+
+
+def _chosen(spec: ChainSpec, selection: Mapping[str, str] = {}) -> dict[str, str]:
+    return {hop: server.name for hop, server in choose_servers(spec, selection, {}).items()}
+
+
+def test_no_server_sees_two_places(spec: ChainSpec) -> None:
+    assert _chosen(spec) == {"hop1": "server1", "hop2": "server2"}
+
+
+def test_what_was_chosen_stays(spec: ChainSpec) -> None:
+    assert _chosen(spec, {"hop1": "server3", "hop2": "server1"}) == {
+        "hop1": "server3",
+        "hop2": "server1",
+    }
+
+
+def test_what_is_gone_is_passed_over(spec: ChainSpec) -> None:
+    earlier = {"hop1": "server9", "hop9": "server1", "hop2": "server1"}
+    assert _chosen(spec, earlier) == {"hop1": "server1", "hop2": "server2"}
+
+
+def test_one_server_under_two_names_is_one(spec: ChainSpec) -> None:
+    pool = (profile("a", endpoint="192.0.2.9:1"), profile("b", endpoint="192.0.2.9:2"))
+    with pytest.raises(ChangeServer) as caught:
+        _chosen(_with_pools(spec, pool, pool))
+    assert (caught.value.code, caught.value.where) == ("C403", "hop hop2")
+
+
+def test_a_name_without_an_address_is_passed_over(spec: ChainSpec) -> None:
+    named, plain = profile("named", endpoint="vpn.example.net:51820"), spec.hops[0].pool[0]
+    odd = _with_pools(spec, (named, plain))
+    assert choose_servers(odd, {}, {})["hop1"] is plain
+    pins = {"vpn.example.net": IPv4Address("203.0.113.5")}
+    assert choose_servers(odd, {}, pins)["hop1"] is named
+    facts = replace(FACTS, names=pins)
+    assert resolve(odd, facts).hops[0].tunnel.endpoint == IPv4Address("203.0.113.5")
+
+
+def _with_pools(spec: ChainSpec, *pools: tuple[WireGuardProfile, ...]) -> ChainSpec:
+    hops = zip(spec.hops, pools, strict=False)
+    return replace(spec, hops=tuple(replace(hop, pool=pool) for hop, pool in hops))
+
+
+_HOP_NAMES = st.lists(st.sampled_from(["guard", "middle", "exit"]), min_size=1, unique=True)
+
+
+@given(selection=st.dictionaries(st.text(max_size=5), st.sampled_from("abcdef")), data=st.data())
+def test_any_choice_keeps_the_rules(selection: dict[str, str], data: st.DataObject) -> None:
+    servers = [profile(name, endpoint=f"192.0.2.{n}:1") for n, name in enumerate("abcdef", 1)]
+    pools = st.lists(st.sampled_from(servers), min_size=1, max_size=6, unique_by=lambda s: s.name)
+    spec = ChainSpec(
+        name="home",
+        lan=None,  # type: ignore[arg-type]
+        wan=None,  # type: ignore[arg-type]
+        dns_upstream=None,
+        wires=IPv4Network("198.19.0.0/16"),
+        hops=tuple(
+            HopSpec(name, tuple(data.draw(pools)), line=1) for name in data.draw(_HOP_NAMES)
+        ),
+        file=Path("chain.yaml"),
+    )
+    try:
+        chosen = choose_servers(spec, selection, {})
+    except ChangeServer:
+        return
+    assert len({server.endpoint.host for server in chosen.values()}) == len(spec.hops)
+    assert all(chosen[hop.name] in hop.pool for hop in spec.hops)
+    assert choose_servers(spec, {hop: s.name for hop, s in chosen.items()}, {}) == chosen
+
+
+def test_numbers_come_from_the_facts(spec: ChainSpec) -> None:
+    chain = resolve(spec, FACTS)
+    assert (chain.number, chain.uplink.interface, chain.path_mtu) == (3, "eth0", 1492)
+    assert [hop.number for hop in chain.hops] == [1, 2]
+    assert chain.mtu == 1492 - 2 * 60
+    for hop in chain.hops:
+        tunnel = hop.tunnel
+        assert tunnel.config.listen_port == chain.source_port(hop, tunnel.slot)
+        assert tunnel.config.keepalive == 25
+        assert isinstance(tunnel.config.private_key, Secret)
+    assert chain.resolver == IPv4Address("10.64.0.1")
+
+
+def test_resolving_twice_gives_the_same(spec: ChainSpec) -> None:
+    assert resolve(spec, FACTS) == resolve(spec, FACTS)
+
+
+@pytest.mark.parametrize(
+    ("link", "mode"), [("eth1", LanMode.MACVLAN), ("br0", LanMode.BRIDGE)], ids=["eth1", "br0"]
+)
+def test_how_the_gateway_is_joined(spec: ChainSpec, link: str, mode: LanMode) -> None:
+    spec = replace(spec, lan=replace(spec.lan, interface=link))
+    assert resolve(spec, FACTS).lan.mode is mode
+
+
+def _network(**changes: object) -> Facts:
+    return replace(FACTS, network=replace(NETWORK, **changes))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("code", "facts"),
+    [
+        ("C330", _network(routes=())),
+        ("C331", _network(links=(LinkFacts("eth1"),))),
+        ("C332", _network(firewall=FirewallFacts(forward_drops=("ip filter FORWARD",)))),
+        ("C333", _network(links=(LinkFacts("eth0"),))),
+        (
+            "C334",
+            _network(links=(LinkFacts("eth0"), LinkFacts("eth1", wireless=Reading(Known.YES, "")))),
+        ),
+        ("C401", replace(FACTS, number=2048)),
+        ("C402", _network(links=(LinkFacts("eth0", mtu=600), LinkFacts("eth1")))),
+    ],
+)
+def test_refusals_say_what_to_do(spec: ChainSpec, code: str, facts: Facts) -> None:
+    with pytest.raises(ChainctlError) as caught:
+        resolve(spec, facts)
+    assert caught.value.code == code
+    assert caught.value.hint
+
+
+def test_docker_may_drop_when_it_has_a_chain_for_us(spec: ChainSpec) -> None:
+    firewall = FirewallFacts(forward_drops=("ip filter FORWARD",), docker_user=True)
+    assert resolve(spec, _network(firewall=firewall)).uplink.docker_user

@@ -1,0 +1,198 @@
+"""The sniffer between two namespaces: one is the hop, the other the server with its resolver."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from ipaddress import IPv4Address
+from pathlib import Path
+
+import pytest
+
+from chainctl.host import clock
+from chainctl.host.netns import FORWARDING, Namespaces
+from chainctl.model.parts import NsName
+from chainctl.supervisor.sniffer import Place, Sniffer
+
+pytestmark = pytest.mark.root
+
+HOP, SERVER = NsName("U.hop"), NsName("U.server")
+RESOLVER, NOBODY = IPv4Address("10.64.0.1"), IPv4Address("10.64.0.99")
+PATIENCE = 10.0
+
+
+class Wire:
+    """A veth pair that stands for a tunnel."""
+
+    def __init__(self, pins: Path) -> None:
+        self.namespaces = Namespaces(pins)
+        for name in (HOP, SERVER):
+            self.namespaces.create(name, FORWARDING if name == SERVER else {})
+        far = self.namespaces.path(SERVER)
+        self.hop(f"ip link add tunA type veth peer name far0 netns {far}")
+        for command in ("ip address add 10.64.0.1/24 dev far0", "ip link set far0 up"):
+            self.server(command)
+        mac = self.server("cat /sys/class/net/far0/address").strip()
+        for command in (
+            "ip address add 10.64.0.2/32 dev tunA",
+            "ip link set tunA up",
+            "ip route add default dev tunA",
+            f"ip neighbour add 192.0.2.1 lladdr {mac} dev tunA",
+        ):
+            self.hop(command)
+
+    def hop(self, command: str) -> str:
+        return self._inside(HOP, command)
+
+    def server(self, command: str) -> str:
+        return self._inside(SERVER, command)
+
+    def _inside(self, ns: NsName, command: str) -> str:
+        pin = self.namespaces.path(ns)
+        # A new mount namespace, since /sys shows the links of the namespace it was mounted in.
+        inside = f"mount -t sysfs sysfs /sys && {command}"
+        return subprocess.run(
+            ["nsenter", f"--net={pin}", "unshare", "--mount", "sh", "-c", inside],
+            check=True,
+            capture_output=True,
+            text=True,
+            timeout=30,
+        ).stdout
+
+    def place(self, resolver: IPv4Address | None = RESOLVER) -> Place:
+        server = IPv4Address("198.51.100.1")
+        return Place(HOP, "tunA", IPv4Address("10.64.0.2"), resolver, server)
+
+    def close(self) -> None:
+        for name in self.namespaces.names():
+            self.namespaces.remove(name)
+        self.namespaces.close()
+
+
+@pytest.fixture
+def wire(tmp_path: Path) -> Iterator[Wire]:
+    wire = Wire(tmp_path / "pins")
+    yield wire
+    wire.close()
+
+
+@pytest.fixture
+def sniffer(wire: Wire) -> Iterator[Sniffer]:
+    sniffer = Sniffer(wire.namespaces)
+    yield sniffer
+    sniffer.close()
+
+
+def _until(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    "resolver", [RESOLVER, None, NOBODY], ids=["a resolver", "none", "a dead one"]
+)
+def test_a_hop_that_answers_is_proved_at_once(
+    wire: Wire, sniffer: Sniffer, resolver: IPv4Address | None
+) -> None:
+    """By its resolver, or by the server's own "time exceeded"."""
+    sniffer.watch("home/guard", wire.place(resolver))
+    asked = clock.boot_seconds()
+    reading = sniffer.prove("home/guard", patience=PATIENCE)
+    assert asked < reading.last_heard < asked + PATIENCE / 2
+    assert clock.boot_seconds() < asked + PATIENCE / 2
+    assert reading.unanswered == 0
+    assert reading.silent_since == 0
+
+
+def test_a_round_of_questions_is_answered_once(wire: Wire, sniffer: Sniffer) -> None:
+    """Resolver and server both answer the first round."""
+    sniffer.watch("home/guard", wire.place())
+    _until(lambda: sniffer.reading("home/guard").heard >= 3)
+    reading = sniffer.reading("home/guard")
+    assert reading.heard <= reading.sent
+
+
+def test_silence_is_waited_for_and_counted(wire: Wire, sniffer: Sniffer) -> None:
+    wire.server("ip link set far0 down")
+    sniffer.watch("home/guard", wire.place())
+    asked = clock.boot_seconds()
+    reading = sniffer.prove("home/guard", patience=0.3)
+    assert clock.boot_seconds() >= asked + 0.3
+    assert (reading.heard, reading.last_heard) == (0, 0)
+    assert reading.unanswered == reading.sent >= 2
+    assert asked <= reading.silent_since
+
+
+def test_what_falls_silent_is_heard_again(wire: Wire, sniffer: Sniffer) -> None:
+    sniffer.watch("home/guard", wire.place())
+    heard = sniffer.prove("home/guard", patience=PATIENCE).last_heard
+    wire.server("ip link set far0 down")
+    _until(lambda: sniffer.reading("home/guard").unanswered >= 3)
+    assert sniffer.reading("home/guard").last_heard >= heard
+    wire.server("ip link set far0 up")
+    again = sniffer.prove("home/guard", patience=PATIENCE)
+    assert again.last_heard > heard
+    assert again.unanswered == 0
+
+
+def test_a_proof_is_never_older_than_the_question(wire: Wire, sniffer: Sniffer) -> None:
+    sniffer.watch("home/guard", wire.place())
+    for _ in range(5):
+        asked = clock.boot_seconds()
+        assert sniffer.prove("home/guard", patience=PATIENCE).last_heard > asked
+
+
+def test_sizes_that_do_not_fit_do_not_come_back(wire: Wire, sniffer: Sniffer) -> None:
+    wire.hop("ip link set tunA mtu 1400")
+    sniffer.watch("home/guard", wire.place())
+    before = sniffer.prove("home/guard", patience=PATIENCE)
+    assert sniffer.measure("home/guard", [1400, 1000], patience=PATIENCE) >= {1400}
+    assert sniffer.measure("home/guard", [1401, 1400], patience=0.5) == {1400}
+    _until(lambda: sniffer.reading("home/guard").sent > before.sent)
+    reading = sniffer.reading("home/guard")
+    assert reading.sent - reading.heard <= 1, "sizes that do not pass are no loss"
+
+
+def _sockets() -> int:
+    links = []
+    for fd in Path("/proc/self/fd").iterdir():
+        try:
+            links.append(str(fd.readlink()))
+        except FileNotFoundError:  # What iterdir itself held open.
+            continue
+    return sum(link.startswith("socket:") for link in links)
+
+
+def test_forgetting_closes_the_socket(wire: Wire, sniffer: Sniffer) -> None:
+    before = _sockets()
+    for hop in ("guard", "exit"):
+        sniffer.watch(f"home/{hop}", wire.place())
+    sniffer.watch("homely/guard", wire.place())
+    assert _sockets() == before + 3
+    sniffer.forget("home/guard")
+    sniffer.forget("home/guard")
+    assert _sockets() == before + 2
+    sniffer.forget_all("home/")
+    assert _sockets() == before + 1
+    assert sniffer.reading("home/exit").sent == 0
+    sniffer.forget_all("homely/")
+    assert _sockets() == before
+
+
+def test_another_device_of_the_same_name_is_asked_anew(wire: Wire, sniffer: Sniffer) -> None:
+    sniffer.watch("home/guard", wire.place())
+    sniffer.prove("home/guard", patience=PATIENCE)
+    known = sniffer.reading("home/guard").heard
+    sniffer.watch("home/guard", wire.place())
+    assert sniffer.reading("home/guard").heard >= known, "the same place goes on"
+    place = wire.place()
+    other = Place(place.ns, place.link, place.address, place.resolver, place.server, (1, 2))
+    sniffer.watch("home/guard", other)
+    assert sniffer.prove("home/guard", patience=PATIENCE).heard <= 2
+
+
+def test_nothing_is_known_of_a_place_nobody_watches(sniffer: Sniffer) -> None:
+    assert sniffer.reading("home/guard").sent == 0
