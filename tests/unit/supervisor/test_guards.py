@@ -150,6 +150,17 @@ def test_guards_that_stay_dead_make_room_for_others_when_it_was_said() -> None:
     assert chain.settle() not in (None, *old)
 
 
+def test_a_guard_that_answers_counts_for_sixty_days_after_its_last_use() -> None:
+    chain = Chain(pool_of(20), budget=1)
+    chain.settle()
+    chain.now += DAY
+    spent = chain.guards().spent
+    assert spent is not None
+    assert spent.until == NOW + PERIOD
+    assert (spent.used, spent.withheld) == (1, 19)
+    assert spent.detail.startswith("1 server was tried")
+
+
 def test_the_only_server_is_never_given_up() -> None:
     chain = Chain(pool_of(1))
     only = chain.settle()
