@@ -102,6 +102,7 @@ def test_how_a_hop_changes_its_server(folder: Path) -> None:
 
     assert hop("rotate: 6h-24h").rotate == (21_600, 86_400)
     assert hop("rotate: 12h").rotate == (43_200, 43_200)
+    assert hop("rotate: 10m-365d").rotate == (600, 31_536_000), "six times an hour"
     assert hop("keep: 30d").keep == 2_592_000
     assert hop("prefer: se-2").prefer == "se-2"
     assert hop("standby: true").standby is True
@@ -117,6 +118,9 @@ def test_how_a_chain_changes_its_servers(folder: Path) -> None:
     spec = parse_chain_file(chain_text(more=more), folder / "chain.yaml")
     assert spec.rotation == RotationSpec(3, 9, (time(22), time(6, 30)), 90.0, 2)
     assert spec.health == HealthSpec(1.0, 30.0, 5.5, 0.07, IPv4Address("9.9.9.9"))
+    ends = "health: {interval: 50ms, patience: 10m, phi: 100, loss: 99%}\n"
+    spec = parse_chain_file(chain_text(more=ends), folder / "chain.yaml")
+    assert spec.health == HealthSpec(0.05, 600.0, 100.0, 0.99)
 
 
 @pytest.mark.parametrize(
