@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address
+from typing import Any
 
 from chainctl.errors import ChangeServer, MendHost
 from chainctl.model.chain import (
@@ -27,6 +29,7 @@ from chainctl.model.wireguard import WireGuardConfig
 from chainctl.spec.model import ChainSpec, HopSpec, LanSpec, ServerProfile
 from chainctl.spec.pins import address_of, usable
 from chainctl.supervisor.choose import Candidate
+from chainctl.supervisor.path import NoPath, choose_path
 
 
 @dataclass(frozen=True)
@@ -104,29 +107,46 @@ def with_path_mtu(chain: Chain, path_mtu: int) -> Chain:
 def settle(
     spec: ChainSpec, selection: Mapping[str, HopSelection], names: Mapping[str, IPv4Address]
 ) -> dict[str, HopSelection]:
-    """The selection as far as the pools still allow it; else the first server not taken.
+    """The selection as far as pools and rules still allow it, filled up in the file's order.
 
-    No address serves two hops, nor two slots of one.
+    Raises ChangeServer C403 with the first rule that cannot be met.
     """
-    settled: dict[str, HopSelection] = {}
-    taken: set[IPv4Address] = set()
-    for hop in spec.hops:
-        chosen = selection.get(hop.name, HopSelection())
-        there = {profile.name: address for profile, address in usable(hop, names)}
-        servers: dict[Slot, str] = {}
-        for slot in (chosen.active, chosen.spare):
-            server = chosen.servers.get(slot, "")
-            if server in there and there[server] not in taken:
-                servers[slot] = server
-                taken.add(there[server])
-        if chosen.active not in servers:
-            free = [server for server, address in there.items() if address not in taken]
-            if not free:
-                raise _pool_exhausted(hop)
-            servers[chosen.active] = free[0]
-            taken.add(there[free[0]])
+    pools = [candidates(hop, names) for hop in spec.hops]
+    earlier = [selection.get(hop.name, HopSelection()) for hop in spec.hops]
+    kept = {
+        number: candidate
+        for number, (pool, chosen) in enumerate(zip(pools, earlier, strict=True))
+        for candidate in pool
+        if candidate.server == chosen.server
+    }
+    path = choose_path(
+        pools, kept=kept, rules=spec.independent, strikes={}, now=0.0, dice=_FileOrder()
+    )
+    if isinstance(path, NoPath):
+        raise ChangeServer(
+            "C403",
+            path.reason.detail,
+            hint="add a server to this hop's pool, or relax independent: in the chain file",
+            where=f"hop {spec.hops[path.hop].name}",
+        )
+    taken = {candidate.address for candidate in path}
+    settled = {}
+    for hop, pool, chosen, active in zip(spec.hops, pools, earlier, path, strict=True):
+        servers = {chosen.active: active.server}
+        spare = chosen.servers.get(chosen.spare)
+        for candidate in pool:
+            if candidate.server == spare and candidate.address not in taken:
+                servers[chosen.spare] = candidate.server
+                taken.add(candidate.address)
         settled[hop.name] = HopSelection(chosen.active, servers)
     return settled
+
+
+class _FileOrder(random.Random):
+    """Dice that leave equals in the order they are in: what is listed first is used first."""
+
+    def sample(self, population: Any, k: int, *, counts: Any = None) -> list[Any]:
+        return list(population)[:k]
 
 
 def candidates(hop: HopSpec, names: Mapping[str, IPv4Address]) -> tuple[Candidate, ...]:
@@ -150,16 +170,6 @@ def _hop(facts: Facts, number: int, spec: HopSpec, chosen: HopSelection) -> Hop:
         for slot, server in sorted(chosen.servers.items(), key=lambda pair: pair[0].value)
     )
     return Hop(number, spec.name, tunnels, chosen.active)
-
-
-def _pool_exhausted(hop: HopSpec) -> ChangeServer:
-    return ChangeServer(
-        "C403",
-        f"no server of the pool ({len(hop.pool)}) is left: each already serves a hop further out,"
-        " or its name has no address",
-        hint="add a server to this hop's pool: no server may see two places of a chain",
-        where=f"hop {hop.name}",
-    )
 
 
 def _tunnel(facts: Facts, number: int, profile: ServerProfile, slot: Slot) -> Tunnel:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chainctl.errors import ChainctlError, ChangeServer
-from chainctl.model.chain import Engine
+from chainctl.model.chain import Engine, Slot
 from chainctl.model.facts import (
     FirewallFacts,
     Known,
@@ -23,9 +23,10 @@ from chainctl.model.facts import (
 )
 from chainctl.model.parts import LanMode
 from chainctl.model.secret import Secret
+from chainctl.model.selection import HopSelection
 from chainctl.spec.chain_file import load_chain_file
 from chainctl.spec.model import ChainSpec, HopSpec, WireGuardProfile
-from chainctl.supervisor.resolve import Facts, choose_servers, resolve
+from chainctl.supervisor.resolve import Facts, resolve, settle
 from tests.unit.spec.builders import chain_text, profile, profile_text
 
 NETWORK = NetworkFacts(
@@ -58,7 +59,8 @@ def spec(tmp_path: Path) -> ChainSpec:
 
 
 def _chosen(spec: ChainSpec, selection: Mapping[str, str] = {}) -> dict[str, str]:
-    return {hop: server.name for hop, server in choose_servers(spec, selection, {}).items()}
+    earlier = {hop: HopSelection(servers={Slot.A: server}) for hop, server in selection.items()}
+    return {hop: chosen.server for hop, chosen in settle(spec, earlier, {}).items()}
 
 
 def test_no_server_sees_two_places(spec: ChainSpec) -> None:
@@ -74,7 +76,7 @@ def test_what_was_chosen_stays(spec: ChainSpec) -> None:
 
 def test_what_is_gone_is_passed_over(spec: ChainSpec) -> None:
     earlier = {"hop1": "server9", "hop9": "server1", "hop2": "server1"}
-    assert _chosen(spec, earlier) == {"hop1": "server1", "hop2": "server2"}
+    assert _chosen(spec, earlier) == {"hop1": "server2", "hop2": "server1"}
 
 
 def test_one_server_under_two_names_is_one(spec: ChainSpec) -> None:
@@ -87,9 +89,9 @@ def test_one_server_under_two_names_is_one(spec: ChainSpec) -> None:
 def test_a_name_without_an_address_is_passed_over(spec: ChainSpec) -> None:
     named, plain = profile("named", endpoint="vpn.example.net:51820"), spec.hops[0].pool[0]
     odd = _with_pools(spec, (named, plain))
-    assert choose_servers(odd, {}, {})["hop1"] is plain
+    assert settle(odd, {}, {})["hop1"].server == plain.name
     pins = {"vpn.example.net": IPv4Address("203.0.113.5")}
-    assert choose_servers(odd, {}, pins)["hop1"] is named
+    assert settle(odd, {}, pins)["hop1"].server == named.name
     facts = replace(FACTS, names=pins)
     assert resolve(odd, facts).hops[0].tunnel.endpoint == IPv4Address("203.0.113.5")
 
@@ -118,12 +120,12 @@ def test_any_choice_keeps_the_rules(selection: dict[str, str], data: st.DataObje
         file=Path("chain.yaml"),
     )
     try:
-        chosen = choose_servers(spec, selection, {})
+        chosen = _chosen(spec, selection)
     except ChangeServer:
         return
-    assert len({server.endpoint.host for server in chosen.values()}) == len(spec.hops)
-    assert all(chosen[hop.name] in hop.pool for hop in spec.hops)
-    assert choose_servers(spec, {hop: s.name for hop, s in chosen.items()}, {}) == chosen
+    assert len(set(chosen.values())) == len(spec.hops)
+    assert all(chosen[hop.name] in {server.name for server in hop.pool} for hop in spec.hops)
+    assert _chosen(spec, chosen) == chosen
 
 
 def test_numbers_come_from_the_facts(spec: ChainSpec) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from ipaddress import IPv4Address
 from pathlib import Path
 
@@ -117,8 +118,8 @@ def test_a_round_of_questions_is_answered_once(wire: Wire, sniffer: Sniffer) -> 
 
 def test_silence_is_waited_for_and_counted(wire: Wire, sniffer: Sniffer) -> None:
     wire.server("ip link set far0 down")
-    sniffer.watch("home/guard", wire.place())
     asked = clock.boot_seconds()
+    sniffer.watch("home/guard", wire.place())
     reading = sniffer.prove("home/guard", patience=0.3)
     assert clock.boot_seconds() >= asked + 0.3
     assert (reading.heard, reading.last_heard) == (0, 0)
@@ -189,7 +190,7 @@ def test_another_device_of_the_same_name_is_asked_anew(wire: Wire, sniffer: Snif
     sniffer.watch("home/guard", wire.place())
     assert sniffer.reading("home/guard").heard >= known, "the same place goes on"
     place = wire.place()
-    other = Place(place.ns, place.link, place.address, place.resolver, place.server, (1, 2))
+    other = replace(place, device=(1, 2))
     sniffer.watch("home/guard", other)
     assert sniffer.prove("home/guard", patience=PATIENCE).heard <= 2
 
