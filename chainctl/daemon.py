@@ -45,6 +45,9 @@ def supervisor(settings: Settings) -> Iterator[Supervisor]:
                 "another supervisor is running on this machine",
                 hint="chainctl status",
             ) from None
+        # Who holds the lock knows that these were left by one that was killed.
+        settings.socket_path.unlink(missing_ok=True)
+        settings.pid_path.unlink(missing_ok=True)
         running = Supervisor(settings)
         try:
             yield running
@@ -63,35 +66,43 @@ def serve(
     `until_idle`: also end when the last chain was taken down, and leave nothing in `run_dir`.
     `then` runs once the socket listens, in the calling thread (for `up --foreground`).
     """
-    stop, told = threading.Event(), threading.Event()
-
-    def end(*_: object) -> None:
-        told.set()
-        stop.set()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, end)
-    with supervisor(settings) as running:
+    with _wake_up_calls() as (listen, wake), supervisor(settings) as running:
         settings.pid_path.write_text(f"{os.getpid()}\n")
-        settings.socket_path.unlink(missing_ok=True)
-        with _Server(str(settings.socket_path), running, stop, until_idle) as server:
+        with _Server(str(settings.socket_path), running, wake, until_idle) as server:
             settings.socket_path.chmod(0o600)
             thread = threading.Thread(target=server.serve_forever, name="api", daemon=True)
             thread.start()
             running.adopt_all()
             if then is not None:
                 then(running)
-            stop.wait()
-            while not told.is_set() and not running.idle:
-                # Somebody brought a chain up right after the last one went down.
-                stop.clear()
-                stop.wait()
+            # Somebody may bring a chain up right after the last one went down.
+            while not listen() and not running.idle:
+                pass
             server.shutdown()
         idle = running.idle
     settings.socket_path.unlink(missing_ok=True)
     settings.pid_path.unlink(missing_ok=True)
     if until_idle and idle:
         sweep_out(settings)
+
+
+@contextlib.contextmanager
+def _wake_up_calls() -> Iterator[tuple[Callable[[], bool], Callable[[], object]]]:
+    """Yields what waits for SIGTERM, SIGINT or a call of the second; True: it was a signal.
+
+    The kernel's handler writes into a socket. One in Python that set an Event did not always
+    run: not when the signal came right before the wait (seen; the supervisor stayed).
+    """
+    bell, sleeper = socket.socketpair()
+    with bell, sleeper:
+        bell.setblocking(False)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: None)
+        signal.set_wakeup_fd(bell.fileno(), warn_on_full_buffer=False)
+        try:
+            yield lambda: any(sleeper.recv(64)), lambda: bell.send(b"\0")
+        finally:
+            signal.set_wakeup_fd(-1)
 
 
 def sweep_out(settings: Settings) -> None:
@@ -167,11 +178,11 @@ class _Server(socketserver.ThreadingUnixStreamServer):
     daemon_threads = True
 
     def __init__(
-        self, path: str, running: Supervisor, stop: threading.Event, until_idle: bool
+        self, path: str, running: Supervisor, wake: Callable[[], object], until_idle: bool
     ) -> None:
         super().__init__(path, _Handler)
         self.running = running
-        self.stop = stop
+        self.wake = wake
         self.until_idle = until_idle
 
 
@@ -190,7 +201,7 @@ class _Handler(socketserver.StreamRequestHandler):
                 done = answer(self.server.running, request, self._send)
                 if request["do"] == "down" and self.server.until_idle and self.server.running.idle:
                     done["ending"] = True
-                    self.server.stop.set()
+                    self.server.wake()
                 self._send({"done": done})
             except Exception as error:
                 self._send({"error": describe_error(error)})

@@ -9,6 +9,7 @@ known flow passes, its addresses are rewritten statelessly.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv4Network
 
@@ -207,6 +208,12 @@ def render_host(chain: Chain) -> str:
             ends="accept",
         ),
     )
+
+
+def uplink_made_to_forward(host_table: str) -> str:
+    """The interface that forwards only since we came, told by the host's table; "": none does."""
+    rule = re.search(r'iifname "([^"]+)" oifname != "chain\*" drop', host_table)
+    return rule[1] if rule else ""
 
 
 def render_panel() -> str:

@@ -69,6 +69,11 @@ class Tables:
         self._namespaces.call(part.ns, lambda: nft.apply(commands))
         self._file(part.ns, part.table).unlink(missing_ok=True)
 
+    def read(self, ns: NsName, table: str) -> str:
+        """As nft lists it; empty when there is none."""
+        listing = self._namespaces.call(ns, partial(nft.read_table, "inet", table))
+        return listing or ""
+
     def observe(self, places: Iterable[tuple[NsName, str]]) -> Iterator[NftTable]:
         """The tables among `places` (namespace, table) that exist."""
         for ns, table in places:

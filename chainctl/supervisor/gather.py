@@ -74,7 +74,7 @@ def gather(file: Path, machine: Machine, journal: Journal) -> Gathered:
             names=names,
             engine=machine.engine(),
             image=machine.image().digest,
-            forwarded_before=_forwarded_before(spec, network, journal),
+            forwarded_before=_forwarded_before(spec, network, machine, journal),
             path_mtus=journal.recall(spec.name, "path_mtus", {}),
         ),
     )
@@ -113,11 +113,15 @@ def _foreign_routes(network: NetworkFacts) -> list[IPv4Network]:
     ]
 
 
-def _forwarded_before(spec: ChainSpec, network: NetworkFacts, journal: Journal) -> bool:
+def _forwarded_before(
+    spec: ChainSpec, network: NetworkFacts, machine: Machine, journal: Journal
+) -> bool:
     """As it was when the chain came up for the first time: afterwards it forwards for us."""
     remembered = journal.recall(spec.name, "forwarded_before")
     if remembered is not None:
         return bool(remembered)
+    if machine.uplink_made_to_forward(spec.name):
+        return False  # The journal was lost while the chain was up.
     route = network.default_route
     name = spec.wan.interface or (route.link if route else "") or ""
     link = network.link(name)

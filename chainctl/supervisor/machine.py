@@ -132,6 +132,10 @@ class Machine:
         pinned = {name.partition(".")[0] for name in self.namespaces.names() if "." in name}
         return sorted(pinned | {name.partition(".")[0] for name in self._clients.observe()})
 
+    def uplink_made_to_forward(self, name: str) -> str:
+        """The host's link that forwards only for this chain; "" when none does."""
+        return guard.uplink_made_to_forward(self._tables.read(HOST, f"{guard.TABLE}-{name}"))
+
     def device(self, ns: NsName, link: str) -> tuple[int, int]:
         """What tells a link from a later one of the same name: namespace inode and index."""
         return self.namespaces.inode(ns) or 0, self.namespaces.call(ns, partial(_index, link))

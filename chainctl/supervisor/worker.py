@@ -505,9 +505,14 @@ class Worker(Rotating):
             self._update(repairs=(*self.state.repairs[-19:], (clock.boot_seconds(), what)))
 
     def _observe(self, number: int, chain: Chain | None) -> list[Part]:
-        ours = self._journal.recall(self.name, "forwarded_before") is False
-        uplink = self._journal.recall(self.name, "uplink", "") if ours else ""
-        return self._machine.observe(self.name, number, chain, uplink)
+        return self._machine.observe(self.name, number, chain, self._made_to_forward())
+
+    def _made_to_forward(self) -> str:
+        """The uplink, if it forwards only since this chain came."""
+        before = self._journal.recall(self.name, "forwarded_before")
+        if before is None:
+            return self._machine.uplink_made_to_forward(self.name)
+        return "" if before else str(self._journal.recall(self.name, "uplink", ""))
 
     def rotate(self, hop: str, to: str, progress: Progress) -> None:
         """Replace the server of `hop` by `to`, or by whichever comes next, now."""

@@ -1,0 +1,227 @@
+"""The same command again, on a machine as whole or as broken as may be: the same end state."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from chainctl.lab.clearing import remove
+from chainctl.lab.lab import Lab
+from chainctl.lab.layout import LabSpec
+from chainctl.lab.wireguard_go import find_wireguard_go
+from chainctl.settings import Settings
+from chainctl.store.journal import Journal
+from tests.leak.namespace import inside
+from tests.system.host_state import HostState, assert_same, snapshot
+
+pytestmark = pytest.mark.root
+
+CHAINCTL = [sys.executable, "-m", "chainctl"]
+_STEPS = {"part_made", "part_changed", "part_removed", "hop_proved", "gate_opened", "gate_closed"}
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A lab's host, and what it was like before its first chain."""
+
+    lab: Lab
+    before: HostState
+
+    @property
+    def run_dir(self) -> Path:
+        return self.lab.home / "run"
+
+    @property
+    def journal(self) -> Path:
+        return self.lab.home / "state/journal.sqlite"
+
+    def chainctl(self, *words: str, status: int = 0) -> str:
+        """What it prints; it has to end with this status."""
+        done = self.lab.run("host", [*CHAINCTL, *words], timeout=60)
+        assert done.returncode == status, (words, done.stdout, done.stderr)
+        return done.stdout + done.stderr
+
+    def up(self) -> str:
+        return self.chainctl("up", str(self.lab.chain_file))
+
+    def is_open(self) -> bool:
+        shown = self.lab.run("host", [*CHAINCTL, "status", "--json"], timeout=30).stdout
+        return [chain["posture"] for chain in json.loads(shown)["chains"]] == ["open"]
+
+    def kill_supervisor(self) -> None:
+        """SIGKILL, and wait for the end: only then the kernel has taken its lock back."""
+        handle = os.pidfd_open(int((self.run_dir / "supervisor.pid").read_text()))
+        try:
+            signal.pidfd_send_signal(handle, signal.SIGKILL)
+            assert select.select([handle], [], [], 30)[0]
+        finally:
+            os.close(handle)
+
+    def steps(self) -> int:
+        """How many steps were taken so far, as the journal tells."""
+        with contextlib.closing(Journal(self.journal)) as journal:
+            return sum(one.event.kind in _STEPS for one in journal.events(limit=100_000))
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What would be another one if it were made again: inodes, indexes, handles, processes."""
+        found: dict[str, Any] = {}
+        for pin in sorted((self.run_dir / "netns").iterdir()):
+            with pin.open("rb") as entrance:
+                found[pin.name] = pin.stat().st_ino, inside(entrance.fileno(), _made_here)
+        for state in sorted((self.run_dir / "runc").glob("*/state.json")):
+            facts = json.loads(state.read_text())
+            found[state.parent.name] = facts["init_process_pid"], facts["init_process_start"]
+        return found
+
+
+def _made_here() -> tuple[list[tuple[int, str]], str]:
+    """Links by index, and the nft tables with their handles; elements of sets pass by."""
+    listed = ["nft", "--handle", "--stateless", "--terse", "list", "ruleset"]
+    tables = subprocess.run(listed, capture_output=True, text=True, check=True).stdout
+    return socket.if_nameindex(), tables
+
+
+def wait_until(wanted: Callable[[], bool], *, seconds: float = 30.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not wanted():
+        assert time.monotonic() < deadline, f"not within {seconds:g} s"
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def machine() -> Iterator[Machine]:
+    name = f"twice-{secrets.token_hex(3)}"
+    engine = find_wireguard_go(Settings.load().image_dir)
+    try:
+        lab = Lab.create(LabSpec(name, hops=2, spares=0), wireguard_go=engine)
+        first = Machine(lab, snapshot(lab))
+        # The host learns its router's address from the first chain's packets, and keeps it.
+        first.up()
+        first.chainctl("down")
+        wait_until(lambda: not first.run_dir.exists())
+        yield Machine(lab, snapshot(lab))
+    finally:
+        remove(name)
+
+
+@pytest.fixture
+def up(machine: Machine) -> Iterator[Machine]:
+    """A chain is up and open; in the end it goes down, and all has to be as before."""
+    machine.up()
+    yield machine
+    machine.chainctl("down")
+    # The supervisor ends after it has answered.
+    wait_until(lambda: not machine.run_dir.exists())
+    assert_same(machine.before, snapshot(machine.lab))
+
+
+class TestUp:
+    def test_twice_takes_no_step(self, up: Machine) -> None:
+        made, steps = up.fingerprint(), up.steps()
+        assert "OPEN" in up.up()
+        assert (up.fingerprint(), up.steps()) == (made, steps)
+
+    def test_after_the_supervisor_was_killed_nothing_is_made_again(self, up: Machine) -> None:
+        made = up.fingerprint()
+        up.kill_supervisor()
+        up.up()
+        assert up.is_open()
+        assert up.fingerprint() == made
+
+    def test_a_supervisor_started_by_hand_takes_over_what_a_killed_one_left(
+        self, up: Machine
+    ) -> None:
+        made = up.fingerprint()
+        up.kill_supervisor()
+        with up.lab.popen("host", [*CHAINCTL, "serve", "--until-idle"]) as process:
+            wait_until(up.is_open)
+            assert up.fingerprint() == made
+            up.chainctl("down")
+            assert process.wait(30) == 0
+
+    def test_with_a_broken_file_leaves_the_chain_as_it_is(
+        self, up: Machine, tmp_path: Path
+    ) -> None:
+        made, steps = up.fingerprint(), up.steps()
+        broken = tmp_path / "chain.yaml"
+        broken.write_text(up.lab.chain_file.read_text().replace("hops:", "hobs:"))
+        said = up.chainctl("up", str(broken), status=2)
+        assert "hobs" in said
+        assert up.is_open()
+        assert (up.fingerprint(), up.steps()) == (made, steps)
+
+    def test_a_second_supervisor_is_refused(self, up: Machine) -> None:
+        made, steps = up.fingerprint(), up.steps()
+        said = up.chainctl("serve", status=1)
+        assert "[C505] another supervisor is running" in said
+        assert up.is_open()
+        assert (up.fingerprint(), up.steps()) == (made, steps)
+
+
+class TestDown:
+    def test_twice(self, machine: Machine) -> None:
+        machine.up()
+        machine.chainctl("down")
+        assert "There is no chain." in machine.chainctl("down")
+        assert_same(machine.before, snapshot(machine.lab))
+
+    def test_of_what_a_killed_supervisor_left(self, machine: Machine) -> None:
+        machine.up()
+        machine.kill_supervisor()
+        machine.chainctl("down")
+        assert_same(machine.before, snapshot(machine.lab))
+
+    @pytest.mark.parametrize("lost", ["tables", "clients", "runc", "bpf"])
+    def test_when_a_part_of_the_run_directory_is_lost(self, machine: Machine, lost: str) -> None:
+        machine.up()
+        machine.kill_supervisor()
+        for path in (machine.run_dir / lost).rglob("*"):
+            # What is mounted stays.
+            with contextlib.suppress(OSError):
+                path.unlink()
+        machine.chainctl("down")
+        assert_same(machine.before, snapshot(machine.lab))
+
+    def test_when_the_journal_is_lost(self, machine: Machine) -> None:
+        machine.up()
+        machine.kill_supervisor()
+        shutil.rmtree(machine.journal.parent)
+        machine.chainctl("down")
+        assert_same(machine.before, snapshot(machine.lab))
+
+    def test_when_the_journal_was_lost_before_another_up(self, machine: Machine) -> None:
+        machine.up()
+        machine.kill_supervisor()
+        shutil.rmtree(machine.journal.parent)
+        machine.up()
+        assert machine.is_open()
+        machine.chainctl("down")
+        wait_until(lambda: not machine.run_dir.exists())
+        assert_same(machine.before, snapshot(machine.lab))
+
+
+class TestWithoutRoot:
+    @pytest.mark.parametrize("words", [["up"], ["down"], ["status"], ["serve"], ["plan"]])
+    def test_it_is_said_and_nothing_changes(self, machine: Machine, words: list[str]) -> None:
+        file = [str(machine.lab.chain_file)] if words[0] in ("up", "plan") else []
+        # In a user namespace of its own one may read the program, and is nobody.
+        argv = ["unshare", "--user", *CHAINCTL, *words, *file]
+        done = machine.lab.run("host", argv, timeout=30)
+        assert done.returncode == 3
+        assert "[C306] this needs root" in done.stderr
+        assert_same(machine.before, snapshot(machine.lab))
