@@ -71,7 +71,7 @@ def next_rotation(
     if quiet is None:
         return at
     end = quiet.ends(at)
-    return at if end == at else _outside(end + dice.uniform(0.0, _AFTER_QUIET), quiet)
+    return at if end == at else quiet.ends(end + dice.uniform(0.0, _AFTER_QUIET))
 
 
 def due(
@@ -112,8 +112,3 @@ def pause(attempt: int, dice: random.Random) -> float:
     each time, at most a minute, so that many chains do not come back at once (full jitter).
     """
     return dice.uniform(_LEAST_PAUSE, min(_LONGEST_PAUSE, 2.0 ** min(attempt, 10)))
-
-
-def _outside(at: float, quiet: Quiet) -> float:
-    """`at`, unless the spread led into the next quiet hours."""
-    return at if quiet.ends(at) == at else quiet.ends(at)
