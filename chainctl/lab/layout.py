@@ -264,8 +264,12 @@ table ip lab {{
     }}
 }}
 """
-    route = f"default via {server.gateway.ip}"
-    return Place(server.name, True, (route,), rules, sets_df=False)
+    routes = (
+        f"default via {server.gateway.ip}",
+        # Without its tunnel it is not to send customers' inner addresses to the internet.
+        f"blackhole {server.tunnel.network} metric 4096",
+    )
+    return Place(server.name, True, routes, rules, sets_df=False)
 
 
 def _first_of(interface: IPv4Interface) -> IPv4Interface:

@@ -494,7 +494,7 @@ class Machine:
     def _port_index(self, port: PortName) -> int:
         index = self._ports().get(port)
         if index is None:
-            raise MendHost("C324", f"the wire's end {port} is missing", hint="chainctl up")
+            raise MendHost("C325", f"the wire's end {port} is missing", hint="chainctl up")
         return index
 
     def _in_panel(self, work: Callable[[], T]) -> T:

@@ -12,7 +12,7 @@ import queue
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from chainctl.host import clock
 from chainctl.model.chain import WIREGUARD_OVERHEAD, Chain, Hop
 from chainctl.model.doctor_lan import judge_lan
 from chainctl.model.findings import Level, Wish
-from chainctl.model.parts import Part
+from chainctl.model.parts import Forwarding, Key, Part
 from chainctl.model.selection import HopSelection
 from chainctl.net.facts import read_lan
 from chainctl.net.layout import layout
@@ -528,7 +528,7 @@ class Worker(Rotating):
         begun = time.monotonic()
         others = [other for other in self._journal.chains() if other.name != self.name]
         have = self._observe(number, self.state.chain)
-        steps = plan((), have, shared=self._machine.shared_parts() if others else ())
+        steps = plan((), have, shared=self._shared_with(others))
         self._executor.execute(
             steps, number=number, chain=self.state.chain, prove=_never, open_gate=_never_open
         )
@@ -539,6 +539,19 @@ class Worker(Rotating):
         self._journal.forget(self.name)
         self.state = State(closed_since=clock.boot_seconds())
         progress("down", f"{len(steps)} parts taken away", time.monotonic() - begun)
+
+    def _shared_with(self, others: Sequence[Wanted]) -> tuple[Key, ...]:
+        """What other chains of this machine need too, and this one must not take along."""
+        if not others:
+            return ()
+        uplink = self._made_to_forward()
+        needed = any(
+            self._journal.recall(other.name, "uplink") == uplink
+            and self._journal.recall(other.name, "forwarded_before") is False
+            for other in others
+        )
+        forwarding = (Forwarding(uplink).key,) if uplink and needed else ()
+        return (*self._machine.shared_parts(), *forwarding)
 
     def _closed_by_hand(self) -> None:
         # Once more: this thread may have refreshed the gate after `close` shut it.
