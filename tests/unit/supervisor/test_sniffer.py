@@ -117,8 +117,8 @@ def test_a_round_of_questions_is_answered_once(wire: Wire, sniffer: Sniffer) -> 
 
 def test_silence_is_waited_for_and_counted(wire: Wire, sniffer: Sniffer) -> None:
     wire.server("ip link set far0 down")
-    sniffer.watch("home/guard", wire.place())
     asked = clock.boot_seconds()
+    sniffer.watch("home/guard", wire.place())
     reading = sniffer.prove("home/guard", patience=0.3)
     assert clock.boot_seconds() >= asked + 0.3
     assert (reading.heard, reading.last_heard) == (0, 0)
