@@ -106,8 +106,11 @@ class Arp:
     second: str
 
     def permits(self, data: bytes, packet: Packet) -> bool:
-        ends = {int(IPv4Address(self.first)), int(IPv4Address(self.second))}
-        return packet.ethertype == ARP and {packet.source, packet.destination} == ends
+        return packet.ethertype == ARP and {packet.source, packet.destination} == self._ends
+
+    @cached_property
+    def _ends(self) -> set[int]:
+        return {int(IPv4Address(self.first)), int(IPv4Address(self.second))}
 
 
 @dataclass(frozen=True)

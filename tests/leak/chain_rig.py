@@ -17,12 +17,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from chainctl.api import client
 from chainctl.errors import ChainctlError
+from chainctl.host import clock
 from chainctl.lab.clearing import remove
 from chainctl.lab.lab import Lab
 from chainctl.lab.layout import GATEWAY, HOST, TARGET, LabSpec
@@ -33,6 +35,7 @@ from chainctl.net.filter import IDENTITY_OBJECT, PanelFilter
 from chainctl.net.links import lasting_mac
 from chainctl.settings import Settings
 from chainctl.store.journal import Journal
+from tests.kernel.open_wire import attach_open_wire
 from tests.leak.allow import (
     Allowed,
     Anything,
@@ -66,6 +69,7 @@ GATE_TIMEOUT = 4.0
 OTHER_PROTOCOLS = ("ip-in-ip", "gre", "sctp")
 """Of the odd kinds of frames those that are plain IPv4, and therefore carried when open."""
 
+_WAYS = ('"lan0" . "up0"', '"up0" . "lan0"')
 _CARRIED = (ICMP, 4, TCP, UDP, 47, 132)
 """IP protocols that may come out of the exit; 4 is IP in IP, 47 GRE, 132 SCTP."""
 _LEGS = Inside("198.19.0.0/16")
@@ -265,13 +269,31 @@ class ChainRig:
 
     @contextmanager
     def supervisor_stopped(self) -> Iterator[None]:
-        """It lives and does nothing, so that nothing is mended meanwhile."""
+        """It lives and does nothing; afterwards it mends what was done meanwhile, something."""
         pid = self.supervisor
+        mended = self.mended("")
         os.kill(pid, signal.SIGSTOP)
         try:
             yield
         finally:
             os.kill(pid, signal.SIGCONT)
+        # Not only open: a gate that was held open is so before anything is mended.
+        wait_until(mended)
+
+    def hold_gates(self, seconds: float) -> None:
+        """Both copies of the gate are open from now on for so long, unless somebody shuts them."""
+        until = clock.boot_ns() + int(seconds * 1e9)
+        with self.maps() as maps:
+            maps.open_gate(self.ports["c0-gw"], until)
+        ways = ", ".join(f"{way} timeout {int(seconds * 1000)}ms" for way in _WAYS)
+        add = f"add element inet chainctl open {{ {ways} }}\n"
+        delete = f"delete element inet chainctl open {{ {', '.join(_WAYS)} }}\n"
+        self.nft("gateway", add + delete + add)
+
+    def open_wires(self) -> None:
+        """Every wire carries everything: of the two layers only nft is left."""
+        for index in self.ports.values():
+            self.inside("panel", partial(attach_open_wire, self.run_dir / "bpf", index))
 
     @contextmanager
     def maps(self) -> Iterator[PanelFilter]:
@@ -320,16 +342,21 @@ class ChainRig:
         return Layer(f"hop{hop}", server, source_port(0, hop, Slot.A), port)
 
     def send_everything(
-        self, oracle: Oracle, *endpoints: tuple[str, int], expect: Expect = Expect.STOPPED
+        self,
+        oracle: Oracle,
+        *endpoints: tuple[str, int],
+        expect: Expect = Expect.STOPPED,
+        carried: tuple[str, ...] = (),
     ) -> None:
         """What a client can think of, aimed at each endpoint, and questions to the gateway.
 
-        `expect` is about plain IPv4; what is not that is to be stopped always.
+        `expect` is about plain IPv4; what is not that is to be stopped always, but for kinds in
+        `carried`, which are not sent.
         """
         if expect is Expect.STOPPED:
             oracle.battery(endpoints, resolver=GATEWAY_ADDRESS)
             return
-        odd = tuple(kind for kind in ODD if kind not in OTHER_PROTOCOLS)
+        odd = tuple(kind for kind in ODD if kind not in (*OTHER_PROTOCOLS, *carried))
         running = [oracle.start(Dns(GATEWAY_ADDRESS), expect=expect)]
         for address, port in endpoints:
             running += [

@@ -186,7 +186,9 @@ def _hardware_address(gateway: str) -> bytes:
                 if address == gateway and int(flags, 16) & 2:
                     return bytes.fromhex(hardware.replace(":", ""))
             if not asked:
-                asking.sendto(b"", (gateway, 9))
+                # Where nothing may leave by sockets nobody can be asked.
+                with contextlib.suppress(OSError):
+                    asking.sendto(b"", (gateway, 9))
                 asked = True
             time.sleep(0.01)
     return b"\xff" * 6

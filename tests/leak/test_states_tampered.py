@@ -9,7 +9,7 @@ import pytest
 
 from chainctl.net import clsact, libbpf
 from chainctl.net.filter import LAYOUT
-from tests.kernel.open_wire import OBJECT, attach_open_wire, attach_pass_all
+from tests.kernel.open_wire import OBJECT, attach_pass_all
 from tests.leak.chain_rig import HOPS, ChainRig, Fault, Passing, endure
 from tests.leak.oracle import Oracle
 
@@ -22,12 +22,6 @@ FILTERS = tuple(f"identity filter on {port}" for port in (*PORTS, "c0-gw"))
 def detach_all(chain: ChainRig) -> None:
     for index in chain.ports.values():
         chain.inside("panel", partial(clsact.detach, index, libbpf.INGRESS))
-
-
-def replace_all(chain: ChainRig) -> None:
-    """Every wire carries everything."""
-    for index in chain.ports.values():
-        chain.inside("panel", partial(attach_open_wire, chain.run_dir / "bpf", index))
 
 
 def put_before(chain: ChainRig) -> None:
@@ -86,7 +80,7 @@ def flush(chain: ChainRig, place: str) -> Fault:
 def test_the_programs_of_the_filter(chain: ChainRig, oracle: Oracle) -> None:
     faults = [
         Fault("detached", detach_all, FILTERS),
-        Fault("replaced", replace_all, FILTERS, carried=("options",)),
+        Fault("replaced", ChainRig.open_wires, FILTERS, carried=("options",)),
         Fault("put before", put_before, ("identity filter on c0-gw",)),
     ]
     endure(chain, oracle, faults)
