@@ -1,9 +1,9 @@
 """A chain wired by hand, as a careful person's shell script does it: the baseline of two rows.
 
-The same tunnels to the same servers from the same kind of container (`runc run` with the
-same config.json), in namespaces joined by plain veth pairs, with plain routes and masquerade.
-No panel, no filter, no gate, no proof. What does not depend on the moment (bundles, the
-script itself) is prepared before.
+The same namespaces, the gateway's included, joined by plain veth pairs with plain routes and
+masquerade; the same tunnels to the same servers from the same kind of container (`runc run`
+with the same config.json). No panel, no filter, no gate, no proof. What does not depend on the
+moment (bundles, the script itself) is prepared before.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from chainctl.settings import Settings
 _UAPI = Path("/run/wireguard")
 _UID = 7_900_001
 """Of the first client; the chain's own are below."""
-_GATEWAY = "192.168.10.254/24"
+_GATEWAY, _LAN = "192.168.10.254/24", "192.168.10.0/24"
 
 
 @dataclass(frozen=True)
@@ -89,12 +89,13 @@ class Handwired:
         for hop in self.hops:
             with suppress(RuntimeError):
                 run([*_runc(self._folder), "delete", "--force", hop.link])
-            with suppress(RuntimeError):
-                run(["ip", "netns", "del", hop.namespace])
             (_UAPI / f"{hop.link}.sock").unlink(missing_ok=True)
             if hop.folder.exists():
                 unmount(hop.folder)
                 hop.folder.rmdir()
+        for namespace in _namespaces(self.hops):
+            with suppress(RuntimeError):
+                run(["ip", "netns", "del", namespace])
         for command in ("nft delete table ip hand", "ip link delete hand0"):
             self._lab.run("host", command.split(), timeout=10)
 
@@ -134,7 +135,7 @@ def handwired(lab: Lab, mtus: list[int]) -> Iterator[Handwired]:
 
 def render(hops: list[Hop], folder: Path) -> str:
     """The script, to be run in the lab's host."""
-    added = "\n".join(f"netns add {hop.namespace}" for hop in hops)
+    added = "\n".join(f"netns add {namespace}" for namespace in _namespaces(hops))
     return "\n".join(
         [
             _here("ip -batch -", added),
@@ -142,23 +143,31 @@ def render(hops: list[Hop], folder: Path) -> str:
             _here("nft -f -", _masquerade("eth0")),
             "echo 1 > /proc/sys/net/ipv4/ip_forward",
             *(_hop_script(hop, last=hop is hops[-1]) for hop in hops),
+            _gateway_script(_gateway(hops), len(hops) + 1),
             *(_start(hop, folder) for hop in hops),
         ]
     )
 
 
+def _gateway(hops: list[Hop]) -> str:
+    return f"{hops[0].prefix}gateway"
+
+
+def _namespaces(hops: list[Hop]) -> list[str]:
+    """The guard's first."""
+    return [*(hop.namespace for hop in hops), _gateway(hops)]
+
+
 def _links(hops: list[Hop]) -> Iterator[str]:
     """Made in their namespaces. The gateway's address is on a macvlan, as the chain has it."""
-    outer = ""
-    for hop in hops:
-        into = f" netns {outer}" if outer else ""
-        inner_end = "in0" if outer else "hand0"
-        yield f"link add {inner_end}{into} type veth peer name out0 netns {hop.namespace}"
-        outer = hop.namespace
+    outer_end = "hand0"
+    for namespace in _namespaces(hops):
+        yield f"link add {outer_end} type veth peer name out0 netns {namespace}"
+        outer_end = f"in0 netns {namespace}"
     yield "address add 10.99.1.1/30 dev hand0"
     yield "link set hand0 up"
     yield "link set eth1 up"
-    yield f"link add link eth1 name in0 netns {hops[-1].namespace} type macvlan mode bridge"
+    yield f"link add link eth1 name lan0 netns {_gateway(hops)} type macvlan mode bridge"
 
 
 def _hop_script(hop: Hop, *, last: bool) -> str:
@@ -168,7 +177,7 @@ def _hop_script(hop: Hop, *, last: bool) -> str:
     lines = [
         f"address add {outer}.2/30 dev out0",
         "link set out0 up",
-        f"address add {_GATEWAY if last else f'{inner}.1/30'} dev in0",
+        f"address add {inner}.1/30 dev in0",
         "link set in0 up",
         f"tuntap add dev {hop.link} mode tun user {hop.uid}",
         f"address add {address}/32 dev {hop.link}",
@@ -176,7 +185,23 @@ def _hop_script(hop: Hop, *, last: bool) -> str:
         f"route add {endpoint} via {outer}.1",
         f"route add default dev {hop.link} table 100",
         "rule add iif in0 table 100",
+        *([f"route add {_LAN} via {inner}.2"] if last else []),
     ]
+    return _namespace_script(hop.namespace, lines, _masquerade(hop.link))
+
+
+def _gateway_script(namespace: str, number: int) -> str:
+    lines = [
+        f"address add 10.99.{number}.2/30 dev out0",
+        "link set out0 up",
+        f"address add {_GATEWAY} dev lan0",
+        "link set lan0 up",
+        f"route add default via 10.99.{number}.1",
+    ]
+    return _namespace_script(namespace, lines, "table ip hand { }")
+
+
+def _namespace_script(namespace: str, lines: list[str], rules: str) -> str:
     settings = "; ".join(
         f"echo {value} > /proc/sys/net/{key}"
         for key, value in {
@@ -186,12 +211,12 @@ def _hop_script(hop: Hop, *, last: bool) -> str:
             "ipv4/ip_forward": 1,
         }.items()
     )
-    enter = f"nsenter --net={DIRECTORY / hop.namespace}"
+    enter = f"nsenter --net={DIRECTORY / namespace}"
     return "\n".join(
         [
             f"{enter} sh -ec '{settings}'",
-            _here(f"ip -n {hop.namespace} -batch -", "\n".join(lines)),
-            _here(f"{enter} nft -f -", _masquerade(hop.link)),
+            _here(f"ip -n {namespace} -batch -", "\n".join(lines)),
+            _here(f"{enter} nft -f -", rules),
         ]
     )
 

@@ -9,17 +9,24 @@ from contextlib import contextmanager
 
 from bench.namespaces import run
 
-PORT = 5201
+_PORT = "5201"
+
+
+def measure(client: Sequence[str], server: Sequence[str], address: str, *, seconds: float) -> float:
+    """Bits per second that arrived at `address`, where `server` is; both are the beginnings of
+    command lines that start a program in its place.
+    """
+    argv = [*client, "iperf3", "--client", address, "--port", _PORT, "--json"]
+    with _serving(server):
+        answer = json.loads(run([*argv, "--time", str(seconds), "--connect-timeout", "5000"]))
+    return float(answer["end"]["sum_received"]["bits_per_second"])
 
 
 @contextmanager
-def server(command: Sequence[str]) -> Iterator[None]:
-    """iperf3 serving; `command` is what starts a program in its place, before its own words."""
-    with subprocess.Popen(
-        [*command, "iperf3", "--server", "--port", str(PORT), "--forceflush"],
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as process:
+def _serving(command: Sequence[str]) -> Iterator[None]:
+    """One test long: between two, iperf3 shuts its socket and resets whoever came early."""
+    argv = [*command, "iperf3", "--server", "--one-off", "--port", _PORT, "--forceflush"]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
             for line in process.stdout:
@@ -28,10 +35,3 @@ def server(command: Sequence[str]) -> Iterator[None]:
             yield
         finally:
             process.kill()
-
-
-def measure(command: Sequence[str], address: str, *, seconds: float) -> float:
-    """Bits per second that arrived at `address`."""
-    argv = [*command, "iperf3", "--client", address, "--port", str(PORT), "--json"]
-    answer = json.loads(run([*argv, "--time", str(seconds), "--connect-timeout", "5000"]))
-    return float(answer["end"]["sum_received"]["bits_per_second"])

@@ -23,17 +23,15 @@ def _chain_vs_handwired(hops: int) -> Result:
         with handwired(baseline, mtus) as by_hand:
             by_hand.prepare()
             by_hand.up()
-            with (
-                throughput.server(_enter(ours, "target")),
-                throughput.server(_enter(baseline, "target")),
-            ):
-                return compare(
-                    interleave(partial(_speed, ours), partial(_speed, baseline), count=_PAIRS)
-                )
+            return compare(
+                interleave(partial(_speed, ours), partial(_speed, baseline), count=_PAIRS)
+            )
 
 
 def _speed(one: Lab) -> float:
-    return throughput.measure(_enter(one, "client"), str(TARGET.ip), seconds=_SECONDS)
+    return throughput.measure(
+        _enter(one, "client"), _enter(one, "target"), str(TARGET.ip), seconds=_SECONDS
+    )
 
 
 def _enter(one: Lab, place: str) -> list[str]:
