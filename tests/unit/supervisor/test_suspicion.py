@@ -78,6 +78,26 @@ def test_more_has_to_be_overdue_where_more_is_lost() -> None:
     assert 0.0 < poor.loss**poor.overdue < 2e-5
 
 
+def test_a_hop_that_loses_nearly_all_can_still_be_called_dead() -> None:
+    """The sniffer remembers some 64 questions."""
+    assert learned(*((0.05, 1000) for _ in range(200))).overdue < 40
+
+
+def test_the_first_answer_is_believed_at_once() -> None:
+    assert NEVER_HEARD.after(0.2) == Behaviour(0.2, 0.1)
+    assert 0.5 < NEVER_HEARD.late < 1.5
+
+
+def test_phi_is_the_chance_of_so_long_a_silence() -> None:
+    """Of a normal distribution 0.13 % lie beyond 3 deviations, and 1e-9 beyond 6."""
+    steady = Behaviour(1.0, 0.5)
+    assert steady.phi(1.0) == pytest.approx(0.301, abs=0.001)
+    assert steady.phi(2.5) == pytest.approx(2.870, abs=0.001)
+    assert steady.phi(4.0) == pytest.approx(9.006, abs=0.001)
+    assert is_dead(steady, silence=4.0, overdue=OVERDUE)
+    assert not is_dead(steady, silence=3.5, overdue=OVERDUE)
+
+
 def test_an_outage_is_not_remembered_as_loss() -> None:
     before = learned(*((0.05, 0) for _ in range(100)))
     after = before.after(0.05, 1000)
