@@ -50,8 +50,9 @@ def explain(chain: str | None, as_json: bool) -> None:
     printing.report_chains([facts], as_json, exit_by_health=False)
     for hop in facts["hops"]:
         click.echo(f"\n{hop['hop']}: {_sentence(hop)}")
-        for server, seconds in hop["quarantine"].items():
-            click.echo(f"  {server} failed and is passed over for {printing.in_words(seconds)}")
+        for entry in hop["quarantine"]:
+            rest = printing.in_words(entry["seconds"])
+            click.echo(f"  {entry['server']} failed and is passed over for {rest}")
     click.echo("\nWhat happened last:")
     for event in events:
         click.echo(_line(event))

@@ -73,7 +73,9 @@ def _hops(
         ahead = outlook[hop.name]
         entry["since_seconds"] = round(ahead.since)
         entry["candidates"] = ahead.candidates
-        entry["quarantine"] = ahead.quarantine
+        entry["quarantine"] = [
+            {"server": server, "seconds": seconds} for server, seconds in ahead.quarantine.items()
+        ]
         entry["standby"] = ahead.standby
         entry["rotates_in_seconds"] = ahead.rotates and round(ahead.rotates)
         entry["draining_seconds"] = ahead.draining and round(ahead.draining)

@@ -112,6 +112,13 @@ def test_chains(lab: Lab) -> None:
 
     seen.add(until(lambda: say(lab, "status"), mended))
 
+    lab.server(2).freeze()
+    seen.add(until(lambda: say(lab, "status"), lambda f: f["chains"][0]["hops"][1]["quarantine"]))
+
+    logs = Seen()
+    logs.add(say(lab, "logs", "-n", "5"))
+    check("`logs`", logs)
+
     def killed() -> Any:
         say(lab, "up", file)
         kill_supervisor(lab)

@@ -25,7 +25,6 @@ from chainctl.errors import (
     Complaint,
     MendFile,
     MendHost,
-    RefusedByPolicy,
     StepFailed,
 )
 from chainctl.net.layout import layout
