@@ -27,8 +27,8 @@ RATE = 1000.0
 
 _LONGEST = 900.0
 """Seconds after which a flood ends by itself."""
-_PATIENCE = 20.0
-"""Seconds for a program to start, and to end."""
+_PATIENCE = 30.0
+"""Seconds for a program to start, and to end: a flood waits for what is on its way."""
 _FIRST_ANSWER = 5.0
 _ASK_EVERY = 0.1
 _ARP, _IPV4 = 0x0806, 0x0800
@@ -112,17 +112,26 @@ class Report:
 class Flood:
     """A client that sends without a rest. Used in a `with` block, at whose end `report` is set.
 
+    `rate`: packets per second of each of two UDP sockets. `busy` TCP connections send `block`
+    bytes 50 times a second, `idle` ones only once, at the end.
     Raises LookAgain C623 on entry when nothing comes back.
     """
 
     def __init__(
-        self, lab: Lab, marker: bytes, *, rate: float = RATE, busy: int = 1, idle: int = 1
+        self,
+        lab: Lab,
+        marker: bytes,
+        *,
+        rate: float = RATE,
+        busy: int = 1,
+        idle: int = 1,
+        block: int = 1200,
     ) -> None:
         self.report: Report
         self.back_at = 0.0
         """When an answer last ended a silence, in seconds since 1970."""
         self._lab = lab
-        order = {"target": str(TARGET.ip), "marker": marker.hex(), "rate": rate}
+        order = {"target": str(TARGET.ip), "marker": marker.hex(), "rate": rate, "block": block}
         self._order = {**order, "busy": busy, "idle": idle, "most": _LONGEST}
         self._lines = b""
 

@@ -36,6 +36,11 @@ BURST_INTERVAL = 0.04
 _NOWHERE = IPv4Address("192.0.2.1")
 """TEST-NET-1 (RFC 5737): with TTL 1 the packet ends at the server in any case."""
 _REMEMBERED = 64
+"""Questions that are looked at when a hop is silent."""
+_ANSWERED_WITHIN = 10.0
+"""Seconds for which the answer to a question is still taken as one, however many were asked
+since: while an answer is awaited there are 75 of them a second.
+"""
 
 _IP_MTU_DISCOVER, _IP_PMTUDISC_PROBE = 10, 3
 """linux/in.h: set DF and ignore what is known of the path, so that sizes can be tried."""
@@ -306,8 +311,8 @@ class Sniffer:
             except OSError:
                 pass  # A full queue or a link that is down is silence, and counted as such.
             watch.pending[watch.sequence] = (now, number, size or 0)
-        while len(watch.pending) > _REMEMBERED:
-            watch.pending.pop(next(iter(watch.pending)))
+        while now - watch.pending[oldest := next(iter(watch.pending))][0] > _ANSWERED_WITHIN:
+            del watch.pending[oldest]
         if size:
             return
         reading = watch.reading

@@ -3,9 +3,10 @@
     flood.py ORDER
 
 ORDER is JSON: {"target": ip, "marker": hex, "rate": packets per second of each UDP socket,
-"busy": TCP connections that send all the time, "idle": TCP connections that send one line at
-the end, "most": seconds}. One UDP socket is connected, the other is not: they are not the same
-client (a connected one is told of errors and keeps its route).
+"busy": TCP connections that send all the time, "block": bytes each of them sends 50 times a
+second, "idle": TCP connections that send one line at the end, "most": seconds}. One UDP socket
+is connected, the other is not: they are not the same client (a connected one is told of errors
+and keeps its route).
 
 Prints `ready` after the first answer, `{"back": when}` each time a silence ends, and on SIGTERM
 or after `most` seconds, when what is still on its way has arrived, a report:
@@ -33,11 +34,13 @@ from typing import Any
 
 ECHO = 7
 _SIZE = 100
-_BLOCK = 1200
 _BLOCK_EVERY = 0.02
 _CONNECT_SECONDS = 5.0
 _GRACE = 2.0
 """Seconds without an answer after which what is missing counts as lost."""
+_LONGEST_GRACE = 15.0
+_MOST_UNANSWERED = 1 << 18
+"""Bytes of one TCP connection: more would take its time to arrive when all else is over."""
 _LEAST_SILENCE = 0.1
 """Seconds; less than that is a busy machine."""
 
@@ -111,7 +114,9 @@ class Connection:
         return self.heard - len(self.greeting)
 
     def send(self, data: bytes) -> None:
-        """As much as fits into the buffer."""
+        """As much as fits into the buffer, unless there is enough on its way."""
+        if self.sent - self.echoed > _MOST_UNANSWERED:
+            return
         if self.echoed >= self.sent:
             self.last = time.time()
         try:
@@ -153,6 +158,7 @@ class Flood:
     def __init__(self, order: dict[str, Any]) -> None:
         self.marker = bytes.fromhex(order["marker"])
         self.rate = float(order["rate"])
+        self.block = self.marker.ljust(order["block"], b".")
         self.end = time.monotonic() + order["most"]
         target = (order["target"], ECHO)
         self.streams = {
@@ -182,7 +188,7 @@ class Flood:
             if block_due <= now:
                 block_due = now + _BLOCK_EVERY
                 for connection in self.busy:
-                    connection.send(self.marker.ljust(_BLOCK, b"."))
+                    connection.send(self.block)
             self._hear(max(0.0, min(due, block_due) - now))
         ended = time.time()
         for connection in self.idle:
@@ -191,10 +197,12 @@ class Flood:
         return self._report(ended)
 
     def _hear_the_rest(self) -> None:
-        quiet_since = time.monotonic()
-        while not self._complete() and time.monotonic() - quiet_since < _GRACE:
+        begun = quiet_since = time.monotonic()
+        while not self._complete() and (now := time.monotonic()) - quiet_since < _GRACE:
             if self._hear(0.1):
-                quiet_since = time.monotonic()
+                quiet_since = now
+            if now - begun > _LONGEST_GRACE:
+                return
 
     def _complete(self) -> bool:
         """Nothing is on its way."""

@@ -50,7 +50,7 @@ def test_a_hop_waits_for_one_outside_it_that_is_overdue() -> None:
 
 
 def test_a_hop_is_not_blamed_before_those_outside_it_were_heard_since() -> None:
-    unasked = answering(last_heard=NOW - 2.1)
+    unasked = answering(last_heard=NOW - 2)
     assert outermost_dead([unasked, silent(NOW - 2)], NOW) is None
     assert outermost_dead([answering(last_heard=NOW - 1.9), silent(NOW - 2)], NOW) == 1
 
@@ -72,3 +72,8 @@ def test_whoever_is_blamed_has_only_answering_hops_outside(silences: list[float 
     since = readings[blamed].silent_since
     assert all(outer.last_heard > since for outer in readings[:blamed])
     assert all(not outer.overdue(NOW) for outer in readings[:blamed])
+
+
+def test_the_threshold_is_asked_about_the_silence() -> None:
+    assert outermost_dead([silent(NOW - 0.5)], NOW) == 0
+    assert outermost_dead([silent(NOW - 0.5)], NOW, threshold=200) is None
