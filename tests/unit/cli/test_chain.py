@@ -25,13 +25,16 @@ from chainctl.errors import (
     Complaint,
     MendFile,
     MendHost,
+    RefusedByPolicy,
     StepFailed,
 )
 from chainctl.net.layout import layout
 from chainctl.supervisor.plan import plan
 from chainctl.supervisor.sniffer import Reading
 from chainctl.supervisor.status import _hops
+from chainctl.supervisor.suspicion import Behaviour
 from chainctl.supervisor.words import describe_plan
+from chainctl.supervisor.worker import Outlook
 from tests.conftest import Golden
 from tests.unit.supervisor.chains import make_chain
 
@@ -43,8 +46,16 @@ Says = Callable[[list[Facts]], None]
 
 CHAIN = make_chain(3)
 NOW = 1000.0
-_FINE = Reading(sent=500, heard=500, last_heard=NOW - 0.2, rtt=0.0141)
+_FINE = Reading(sent=500, heard=500, last_heard=NOW - 0.2, behaviour=Behaviour(0.0141))
+_UNHEARD = Reading(sent=3, unanswered=3)
 _SILENT = replace(_FINE, sent=541, last_heard=NOW - 14.0, unanswered=41)
+
+
+_OUTLOOK = {
+    "guard": Outlook(12 * 86400.0, 2, {}, None, None, None),
+    "middle": Outlook(3 * 3600.0, 1, {"server-2-2": 40}, None, 9 * 3600.0, None),
+    "third": Outlook(40.0, 0, {}, "server-3-2", None, None),
+}
 
 
 def _chain(posture: str = "open", **readings: Reading) -> Facts:
@@ -56,7 +67,7 @@ def _chain(posture: str = "open", **readings: Reading) -> Facts:
         "proved_seconds_ago": 2.0,
         "why_closed": None,
         "mtu": CHAIN.mtu,
-        "hops": _hops(CHAIN, known, NOW),
+        "hops": _hops(CHAIN, known, _OUTLOOK, NOW),
         "repairs": [],
         "notes": [],
     }
@@ -185,11 +196,11 @@ CASES: dict[str, tuple[tuple[str, ...], list[Facts], int]] = {
         [
             {
                 "error": describe_error(
-                    MendFile("C501", "the chain home is not up", hint="chainctl up")
+                    RefusedByPolicy("C501", "the chain home is not up", hint="chainctl up")
                 )
             }
         ],
-        2,
+        1,
     ),
     "down": (
         ("down",),
