@@ -38,6 +38,8 @@ _COUNTERS = re.compile(r"\bpackets \d+ bytes \d+|# handle \d+")
 _COUNTING_SETTINGS = {"netfilter/nf_conntrack_count", "ipv4/route/flush", "ipv6/route/flush"}
 _PASSING = {"stats", "stats64", "used", "probes", "refcnt", "cacheinfo", "expires", "age", "state"}
 """Keys of iproute2's JSON that change without anybody's doing."""
+_SET_BY_HAND = {"PERMANENT", "NOARP"}
+"""States of a neighbour that do not change by themselves."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,8 @@ def _read_json(program: str, *words: str) -> Iterator[str]:
 
 def _lasting(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _lasting(inner) for key, inner in value.items() if key not in _PASSING}
+        lasting = {key: _lasting(inner) for key, inner in value.items() if key not in _PASSING}
+        return {**lasting, "by hand": sorted(_SET_BY_HAND.intersection(value.get("state", ())))}
     if isinstance(value, list):
         return [_lasting(inner) for inner in value]
     return value

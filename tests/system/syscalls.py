@@ -73,8 +73,8 @@ def parse(lines: Iterable[str]) -> Iterator[Call]:
                 begun[pid] = len(calls)
             calls.append(Call(pid, match[2], text))
         elif pid in begun:
-            first = calls[begun.pop(pid)]
-            calls[calls.index(first)] = Call(pid, first.name, first.text + match[5])
+            at = begun.pop(pid)
+            calls[at] = Call(pid, calls[at].name, calls[at].text + match[5])
     yield from calls
 
 

@@ -30,7 +30,8 @@ pytestmark = pytest.mark.root
 
 EVERYTHING = os.environ.get("CHAINCTL_SWEEP") == "all"
 SEED = int(os.environ.get("CHAINCTL_SEED", secrets.randbelow(1 << 31)))
-KILLS = {"up": 60, "down": 20}
+KILLS = {"up": 40, "down": 12}
+"""About how many; of each kind of call at least one."""
 
 _MARK = re.compile(r'"\d+:(before|after) ')
 
