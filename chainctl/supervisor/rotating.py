@@ -86,16 +86,16 @@ class Rotating(ABC):
 
     def _rotate_by_hand(self, name: str, to: str, progress: Progress) -> None:
         chain, hop = self._hop_by_name(name)
-        options = self._options(chain, hop)
-        choice = [one for one in options.order if to in ("", one.server)]
-        if not choice:
-            why = options.why or "no other server is left"
+        known = self._known
+        options = self._rotations.options(known.spec, known.facts.names, hop, chain, to=to)
+        if not options.order:
             raise ChangeServer(
                 "C422",
-                f"{to} is not a server this hop may use now" if to else why,
+                options.why or "no other server is left",
                 hint="chainctl explain",
                 where=f"hop {name}",
             )
+        choice = options.order
         if not self._replace(chain, hop, choice[0], planned=True, progress=progress):
             raise ChangeServer(
                 "C423",

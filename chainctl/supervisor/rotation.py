@@ -16,7 +16,14 @@ from chainctl.host import clock
 from chainctl.model.chain import Chain, Hop
 from chainctl.spec.model import ChainSpec, HopSpec
 from chainctl.store.journal import Journal
-from chainctl.supervisor.choose import QUARANTINE, Candidate, NoCandidate, Strike, rank_servers
+from chainctl.supervisor.choose import (
+    QUARANTINE,
+    Candidate,
+    NoCandidate,
+    Strike,
+    admissible,
+    rank_servers,
+)
 from chainctl.supervisor.guards import GuardState, choose_guards, confirmed, failed, retired, tried
 from chainctl.supervisor.resolve import candidates
 from chainctl.supervisor.schedule import Quiet, due, may_rotate, next_rotation, pause
@@ -50,22 +57,34 @@ class Rotations:
         """Boot time before which nothing is tried again."""
 
     def options(
-        self, spec: ChainSpec, names: Mapping[str, IPv4Address], hop: Hop, chain: Chain
+        self,
+        spec: ChainSpec,
+        names: Mapping[str, IPv4Address],
+        hop: Hop,
+        chain: Chain,
+        *,
+        to: str = "",
     ) -> Options:
-        """Whom this hop could use instead of the servers it has."""
+        """Whom this hop could use instead of the servers it has; only `to`, if it is given."""
         now = clock.wall_seconds()
         own = {tunnel.endpoint for tunnel in hop.tunnels}
-        pool = candidates(spec.hops[hop.number - 1], names)
-        if hop.number == 1:
-            return self._guard_options(spec, pool, own, now)
-        known = {each.number: candidates(spec.hops[each.number - 1], names) for each in chain.hops}
+        pools = {each.number: candidates(spec.hops[each.number - 1], names) for each in chain.hops}
+        pool = pools[hop.number]
         path = [
             candidate
             for each in chain.hops
             if each.number != hop.number
-            for candidate in known[each.number]
+            for candidate in pools[each.number]
             if candidate.address in {tunnel.endpoint for tunnel in each.tunnels}
         ]
+        allowed = admissible(pool, path, own=own, rules=spec.independent)
+        if isinstance(allowed, NoCandidate):
+            return Options((), allowed.detail)
+        if to:
+            chosen = tuple(candidate for candidate in allowed if candidate.server == to)
+            return Options(chosen, "" if chosen else f"{to} is not a server it may use now")
+        if hop.number == 1:
+            return self._guard_options(spec, pool, allowed, now)
         ranked = rank_servers(
             pool,
             path,
@@ -75,17 +94,16 @@ class Rotations:
             now=now,
             dice=self._dice,
         )
-        if isinstance(ranked, NoCandidate):
-            return Options((), ranked.detail)
-        return Options(ranked)
+        return Options(()) if isinstance(ranked, NoCandidate) else Options(ranked)
 
     def _guard_options(
         self,
         spec: ChainSpec,
         pool: tuple[Candidate, ...],
-        own: set[IPv4Address],
+        allowed: tuple[Candidate, ...],
         now: float,
     ) -> Options:
+        """Of the kept sample; drawn from the whole pool, whatever is allowed at the moment."""
         guards, state = choose_guards(
             self._guards(),
             pool,
@@ -95,10 +113,15 @@ class Rotations:
             dice=self._dice,
         )
         self._keep_guards(state)
-        order = tuple(candidate for candidate in guards.order if candidate.address not in own)
+        order = tuple(candidate for candidate in guards.order if candidate in allowed)
         if guards.spent is not None:
             return Options(order, guards.spent.detail)
-        return Options(order, "" if order else "its pool has no other server")
+        return Options(order, "" if order else "no other server of its pool may be tried now")
+
+    def calm(self) -> None:
+        """Every hop answers again: the next fault is acted on at once."""
+        self._attempt = 0
+        self.held_until = 0.0
 
     def will_try(self, hop: Hop, server: IPv4Address) -> None:
         """Counted before the first packet: whoever sees it has seen a guard of this chain."""

@@ -114,6 +114,8 @@ class _Watch:
     """Boot time at which the last one is overdue; an answer to it clears this."""
     works: int | None = None
     """Index of the question that was answered last."""
+    answered: float = 0.0
+    """When the newest question went out that was answered: older ones without one are lost."""
     pending: dict[int, tuple[float, int, int]] = field(default_factory=dict)
     """Sequence -> (sent at, question, size)."""
     waiting: int = 0
@@ -342,13 +344,16 @@ class Sniffer:
         if sequence not in watch.pending:
             return
         sent_at, question, size = watch.pending[sequence]
+        now = clock.boot_seconds()
+        rtt, reading = now - sent_at, watch.reading
+        lost = {
+            at for at, _, of in watch.pending.values() if not of and watch.answered < at < sent_at
+        }
+        watch.answered = max(watch.answered, sent_at)
         # One answer to a round of questions is enough; the others would count twice.
         watch.pending = {
             number: asked for number, asked in watch.pending.items() if asked[0] != sent_at
         }
-        now = clock.boot_seconds()
-        rtt, reading = now - sent_at, watch.reading
-        lost = max(0, reading.overdue(now) - (rtt > reading.behaviour.late))
         watch.works, watch.late = question, math.inf
         watch.reading = replace(
             reading,
@@ -357,7 +362,7 @@ class Sniffer:
             silent_since=0.0,
             unanswered=0,
             questions=(),
-            behaviour=reading.behaviour.after(rtt, lost),
+            behaviour=reading.behaviour.after(rtt, len(lost)),
             sizes=reading.sizes | {size} if size else reading.sizes,
         )
         self._changed.notify_all()

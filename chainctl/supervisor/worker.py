@@ -474,6 +474,7 @@ class Worker(Rotating):
             self._update(proved_at=proved)
             if not was_open:
                 self._update(opened_at=now)
+                self._rotations.calm()
                 self._say("gate_opened", "every hop answers again")
         elif self._gate_is_open(chain) and self._failing(chain) is not None:
             hop = self._failing(chain)
@@ -585,7 +586,7 @@ class Worker(Rotating):
     def _remember_problem(self, error: ChainctlError) -> None:
         """Try again later, more and more rarely, at most every 30 s."""
         self._failures += 1
-        self._retry_at = clock.boot_seconds() + min(30.0, 0.5 * 2**self._failures)
+        self._retry_at = clock.boot_seconds() + min(30.0, 0.5 * 2 ** min(self._failures, 10))
         self._update(problem=error, closed_since=self.state.closed_since or clock.boot_seconds())
 
     def _unexpected(self, error: Exception) -> None:
