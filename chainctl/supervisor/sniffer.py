@@ -80,6 +80,8 @@ class Reading:
     sent: int = 0
     heard: int = 0
     last_heard: float = 0.0
+    answered: float = 0.0
+    """When the newest question went out that was answered: older ones without one are lost."""
     silent_since: float = 0.0
     """When the first question went out that nothing has answered since; 0: none."""
     behaviour: Behaviour = NEVER_HEARD
@@ -114,8 +116,6 @@ class _Watch:
     """Boot time at which the last one is overdue; an answer to it clears this."""
     works: int | None = None
     """Index of the question that was answered last."""
-    answered: float = 0.0
-    """When the newest question went out that was answered: older ones without one are lost."""
     pending: dict[int, tuple[float, int, int]] = field(default_factory=dict)
     """Sequence -> (sent at, question, size)."""
     waiting: int = 0
@@ -219,7 +219,7 @@ class Sniffer:
             self._wake()
             try:
                 self._changed.wait_for(
-                    lambda: watch.reading.last_heard > begun or self._stopped, patience
+                    lambda: watch.reading.answered >= begun or self._stopped, patience
                 )
             finally:
                 watch.waiting -= 1
@@ -347,9 +347,8 @@ class Sniffer:
         now = clock.boot_seconds()
         rtt, reading = now - sent_at, watch.reading
         lost = {
-            at for at, _, of in watch.pending.values() if not of and watch.answered < at < sent_at
+            at for at, _, of in watch.pending.values() if not of and reading.answered < at < sent_at
         }
-        watch.answered = max(watch.answered, sent_at)
         # One answer to a round of questions is enough; the others would count twice.
         watch.pending = {
             number: asked for number, asked in watch.pending.items() if asked[0] != sent_at
@@ -359,6 +358,7 @@ class Sniffer:
             reading,
             heard=reading.heard + (not size),
             last_heard=now,
+            answered=max(reading.answered, sent_at),
             silent_since=0.0,
             unanswered=0,
             questions=(),

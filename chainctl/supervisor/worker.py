@@ -393,7 +393,7 @@ class Worker(Rotating):
         asked = clock.boot_seconds()
         reading = self._sniffer.prove(key, patience=self._known.spec.health.patience)
         took = time.monotonic() - begun
-        if reading.last_heard < asked:
+        if reading.answered < asked:
             progress(hop.name, f"{hop.tunnel.server} does not answer", took)
             raise self._no_answer(chain, hop, reading, took)
         if hop.number == 1:
