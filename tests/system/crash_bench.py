@@ -6,6 +6,7 @@ nothing of a client may be seen outside meanwhile.
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,9 +18,11 @@ from chainctl.lab.lab import Lab
 from chainctl.lab.layout import GATEWAY, HOST, TARGET, LabSpec
 from chainctl.lab.wireguard_go import find_wireguard_go
 from chainctl.model.chain import Slot, source_port
+from chainctl.model.event import Recorded
 from chainctl.model.parts import NsName
 from chainctl.net.links import lasting_mac
 from chainctl.settings import Settings
+from chainctl.store.journal import Journal
 from tests.leak.allow import Allowed, Anything, Arp, Flow, Hidden, IcmpErrorAbout, Inside, Layer
 from tests.leak.canary import Frames, Udp
 from tests.leak.frames import UDP
@@ -46,6 +49,11 @@ class Bench:
     @property
     def up(self) -> Facts:
         return {"do": "up", "file": str(self.lab.chain_file)}
+
+    def journal(self, after: int = 0) -> list[Recorded]:
+        """What was written down, of the events numbered above `after`."""
+        with contextlib.closing(Journal(self.lab.home / "state/journal.sqlite")) as journal:
+            return journal.events(after=after)
 
     def opens(self, when: str) -> Ran:
         """`up`, and it has to be open."""
