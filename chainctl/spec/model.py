@@ -127,7 +127,7 @@ class HopSpec:
 INDEPENDENCE = Independence(
     require=frozenset({Trait.SERVER}), prefer=frozenset(Trait) - {Trait.SERVER}
 )
-"""When the chain file says nothing; docs/decisions/0010-independence.md says why so little."""
+"""When the chain file says nothing; docs/decisions/0012-independence.md says why so little."""
 
 
 @dataclass(frozen=True)

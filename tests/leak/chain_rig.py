@@ -11,6 +11,7 @@ import json
 import os
 import secrets
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -34,7 +35,6 @@ from chainctl.model.parts import NsName
 from chainctl.net.filter import IDENTITY_OBJECT, PanelFilter
 from chainctl.net.links import lasting_mac
 from chainctl.settings import Settings
-from chainctl.store.journal import Journal
 from tests.kernel.open_wire import attach_open_wire
 from tests.leak.allow import (
     Allowed,
@@ -199,9 +199,10 @@ class ChainRig:
 
     def mended(self, *words: str) -> Callable[[], bool]:
         """Says from now on whether everything that has one of these words was mended since, and
-        all is open again.
+        the gate was opened after that.
         """
         begun = time.monotonic()
+        (last, _), *_ = self._events()
 
         def looks_mended() -> bool:
             facts = self.status()
@@ -209,9 +210,23 @@ class ChainRig:
             # Given in tenths of a second.
             new = [r["text"] for r in facts["repairs"] if now - r["seconds_ago"] > begun - 0.1]
             there = all(any(word in text for text in new) for word in words)
-            return there and facts["posture"] == "open"
+            return there and facts["posture"] == "open" and opened_again()
+
+        def opened_again() -> bool:
+            """What was found wrong is told before the gate is shut to mend it."""
+            kinds = [kind for seq, kind in self._events() if seq > last]
+            told = [place for place, kind in enumerate(kinds) if kind == "repaired"]
+            return "gate_opened" in kinds[: min(told, default=0)]
 
         return looks_mended
+
+    def _events(self) -> list[tuple[int, str]]:
+        """(number, kind) of what the journal has, the newest first."""
+        with contextlib.closing(sqlite3.connect(self.lab.home / "state/journal.sqlite")) as journal:
+            rows: list[tuple[int, str]] = journal.execute(
+                "SELECT seq, kind FROM event ORDER BY seq DESC LIMIT 500"
+            ).fetchall()
+        return rows
 
     # As root.
 
@@ -330,8 +345,11 @@ class ChainRig:
 
     def event(self, kind: str) -> float:
         """When the last event of this kind was, in seconds since 1970."""
-        with contextlib.closing(Journal(self.lab.home / "state/journal.sqlite")) as journal:
-            return max(one.at for one in journal.events() if one.event.kind == kind)
+        with contextlib.closing(sqlite3.connect(self.lab.home / "state/journal.sqlite")) as journal:
+            (when,) = journal.execute(
+                "SELECT max(at) FROM event WHERE kind = ?", (kind,)
+            ).fetchone()
+        return float(when)
 
     def ask_for_gateway(self) -> None:
         """The client forgets what it was told by `aim_at`."""
@@ -377,7 +395,9 @@ class ChainRig:
         # The LAN's side of the gateway: a client's packets are seen there before any judgement.
         oracle.client(host, "eth1", address=CLIENT, gateway=GATEWAY_ADDRESS, name="LAN")
         flows = self._uplink(may)
-        line: list[Allowed] = [Arp(str(HOST.ip), _router(str(HOST.ip))), *flows]
+        router = _router(str(HOST.ip))
+        # The supervisor asks the router without a sender's address whether the uplink is there.
+        line: list[Allowed] = [Arp(str(HOST.ip), router), Arp("0.0.0.0", router), *flows]
         # Without a translation the host itself is asked, and says that nobody listens.
         line += [IcmpErrorAbout(flow) for flow in flows if may.naked]
         hides: list[Hidden] = [_LAN, _TUNNELS, self.layer(2), self.layer(3)]
@@ -396,7 +416,6 @@ class ChainRig:
             hides=[_LAN, _LEGS, _TUNNELS, *(self.layer(hop) for hop in (1, 2, 3))],
             may_carry_canaries=True,
         )
-        oracle.watch(internet, ANY, "spare servers", allow=[])
 
     def _watch_server(self, oracle: Oracle, hop: int, may: Passing) -> None:
         """The line of a server: the tuple it serves, the one it passes on, and what comes out."""
@@ -452,7 +471,9 @@ def lab_alone() -> Iterator[ChainRig]:
     name = f"leak-{secrets.token_hex(3)}"
     engine = find_wireguard_go(Settings.load().image_dir)
     try:
-        # One frame on a cable is one packet, so that what is seen is what passes.
-        yield ChainRig(Lab.create(LabSpec(name, offload=False), wireguard_go=engine))
+        # One server a hop: what is watched here are states, not changes of servers. One frame on
+        # a cable is one packet, so that what is seen is what passes.
+        spec = LabSpec(name, spares=0, offload=False)
+        yield ChainRig(Lab.create(spec, wireguard_go=engine))
     finally:
         remove(name)
