@@ -529,12 +529,14 @@ class Worker(Rotating):
         begun = time.monotonic()
         others = [other for other in self._journal.chains() if other.name != self.name]
         have = self._observe(number, self.state.chain)
-        steps = plan((), have, shared=self._shared_with(others))
+        # A journal that was lost knows nothing of a chain that is still there.
+        alone = not others and set(self._machine.chains_found()) <= {self.name}
+        steps = plan((), have, shared=() if alone else self._shared_with(others))
         self._executor.execute(
             steps, number=number, chain=self.state.chain, prove=_never, open_gate=_never_open
         )
         self._executor.carry_out(
-            "clean", lambda: self._machine.clean(self.name, number, last=not others)
+            "clean", lambda: self._machine.clean(self.name, number, last=alone)
         )
         self._say("chain_down", "the chain is down")
         self._journal.forget(self.name)
@@ -543,8 +545,6 @@ class Worker(Rotating):
 
     def _shared_with(self, others: Sequence[Wanted]) -> tuple[Key, ...]:
         """What other chains of this machine need too, and this one must not take along."""
-        if not others:
-            return ()
         uplink = self._made_to_forward()
         needed = any(
             self._journal.recall(other.name, "uplink") == uplink
