@@ -74,5 +74,7 @@ def test_it_shuts_in_time_and_opens_again(
     oracle.send(Udp(TARGET_ADDRESS, ECHO), expect=Expect.DELIVERED, name="open again")
     verdict = oracle.judge()
     verdict.assert_clean()
+    if fault is frozen:
+        return  # It delivers late what it had taken before.
     for sending in (flood, stream):
         assert verdict.delivered[sending.emission.name].last < began + GATE_TIMEOUT + SLACK
