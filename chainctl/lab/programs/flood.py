@@ -41,8 +41,8 @@ _GRACE = 2.0
 _LONGEST_GRACE = 15.0
 _MOST_UNANSWERED = 1 << 18
 """Bytes of one TCP connection: more would take its time to arrive when all else is over."""
-_LEAST_SILENCE = 0.1
-"""Seconds; less than that is a busy machine."""
+_LEAST_SILENCE = 0.05
+"""Seconds; less than that is the machine itself."""
 
 
 @dataclass
