@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -23,6 +22,8 @@ _KINDS = {
     "kill-client": "the hop's own VPN client is killed",
     "uplink-flap": "the host's line to the internet is pulled",
 }
+
+_OF_AN_EVENT = ("kind", "hop", "code", "text")
 
 
 @click.command(
@@ -62,7 +63,6 @@ def drill(kind: str, name: str, hop: str, seconds: float, as_json: bool) -> None
 
 def _print(result: Result) -> None:
     report, seen = result.report, result.seen
-    broken = sum(not connection.survived for connection in report.connections)
     click.echo(f"{result.kind.value}  hop {result.hop}, served by {result.server}")
     click.echo(f"detected   {_seconds(result.detected, 'not at all')}")
     if result.outage == 0:
@@ -72,7 +72,8 @@ def _print(result: Result) -> None:
         click.echo(f"recovered  {after}, UDP was silent for {result.outage:.2f} s")
     click.echo(f"lost       {report.lost} of {report.sent} packets")
     stalled = max(connection.stalled for connection in report.busy)
-    alive = f"{len(report.connections) - broken} of {len(report.connections)} alive"
+    connections = len(report.connections)
+    alive = f"{connections - result.connections_broken} of {connections} alive"
     click.echo(f"TCP        {alive}, nothing came for {stalled:.2f} s at most")
     leaked = sum(seen.leaked.values()) + sum(seen.foreign.values())
     control = "control seen" if seen.control else "CONTROL NOT SEEN: this proves nothing"
@@ -92,12 +93,32 @@ def _print(result: Result) -> None:
 
 
 def _facts(result: Result) -> dict[str, Any]:
-    """`outage` is null when it did not end, since JSON knows no infinity."""
-    facts = asdict(result)
-    facts["kind"] = result.kind.value
-    facts["outage"] = None if result.outage == float("inf") else result.outage
-    facts["replaced"] = result.replaced
-    return facts
+    """Flat, and without infinity, which JSON does not know."""
+    report, seen = result.report, result.seen
+    leaks = {**seen.leaked, **seen.foreign}
+    return {
+        "kind": result.kind.value,
+        "hop": result.hop,
+        "server": result.server,
+        "successor": result.successor,
+        "detected_seconds": result.detected,
+        "recovered_seconds": result.recovered,
+        "outage_seconds": None if result.outage == float("inf") else result.outage,
+        "lasted_seconds": result.lasted,
+        "whole": result.whole,
+        "packets_sent": report.sent,
+        "packets_lost": report.lost,
+        "connections": len(report.connections),
+        "connections_broken": result.connections_broken,
+        "stalled_seconds": max(connection.stalled for connection in report.busy),
+        "leaks": [{"flow": flow, "frames": frames} for flow, frames in leaks.items()],
+        "control_seen": seen.control,
+        "frames_missed": seen.dropped,
+        "events": [
+            {"after_seconds": event["after"], **{key: event[key] for key in _OF_AN_EVENT}}
+            for event in result.events
+        ],
+    }
 
 
 def _seconds(value: float | None, otherwise: str) -> str:

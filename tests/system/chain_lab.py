@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import secrets
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -49,8 +49,13 @@ class ChainLab:
         return client.ask(settings, request, progress=_silent)
 
     def up(self) -> None:
-        argv = [sys.executable, "-m", "chainctl", "up", str(self.lab.chain_file)]
-        done = self.lab.run("host", argv, timeout=90)
+        self._chainctl("up", str(self.lab.chain_file))
+
+    def down(self) -> None:
+        self._chainctl("down")
+
+    def _chainctl(self, *words: str) -> None:
+        done = self.lab.run("host", [sys.executable, "-m", "chainctl", *words], timeout=90)
         assert done.returncode == 0, (done.stdout, done.stderr)
 
     def rotate(self, hop: str) -> None:
@@ -86,6 +91,11 @@ class ChainLab:
         return [
             each["hop"] for each in self.drill.events(event) if each["kind"] == "server_replaced"
         ]
+
+    def happened(self, event: int, hop: str, kinds: Set[str]) -> bool:
+        """One of these kinds of events at a hop, since then."""
+        found = {each["kind"] for each in self.drill.events(event) if each["hop"] == hop}
+        return not found.isdisjoint(kinds)
 
     def newest_event(self) -> int:
         return max(int(event["seq"]) for event in self.drill.events(0))

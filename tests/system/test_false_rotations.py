@@ -1,95 +1,27 @@
-"""What is no reason to change a server: a bad line, a busy one, none at all, a silent resolver.
+"""A bad line, a busy one, none at all, a silent resolver: no reason to change a server.
 
 The labs run at once, the saturated one alone, since it takes all the machine has.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
 import pytest
 
-from chainctl.lab.drill import Facts
-from chainctl.lab.traffic import Flood, Report, new_marker
-from tests.system.chain_lab import HOPS, ChainLab, chain_lab
+from tests.system.troubles import SATURATED, TOGETHER, Found, Trouble, endure
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(240)]
 
 SECONDS = 20.0
 
 
-def nothing(chain: ChainLab) -> None:
-    """Some troubles need no end, or no beginning."""
-
-
-def lose(chain: ChainLab) -> None:
-    """10 % each way on the first line, so that every hop loses it."""
-    for server in chain.pool(1):
-        chain.lab.set_loss(server.name, 10.0)
-
-
-def delay(chain: ChainLab) -> None:
-    """Half a second more to the first server and back."""
-    for server in chain.pool(1):
-        chain.lab.set_delay(server.name, 500.0)
-
-
-def mute(chain: ChainLab) -> None:
-    """No server answers any longer what it was asked so far."""
-    for hop in HOPS:
-        server = chain.server(hop)
-        rule = f"ip daddr {server.plan.tunnel.ip} icmp type echo-request drop"
-        chain.nft(
-            server.name,
-            f"table ip mute {{ chain in {{ type filter hook input priority 0; {rule}; }}; }}",
-        )
-
-
-@dataclass(frozen=True)
-class Trouble:
-    name: str
-    begin: Callable[[ChainLab], None]
-    end: Callable[[ChainLab], None] = nothing
-    from_the_start: bool = False
-    rate: float = 50.0
-    """Packets per second of each UDP socket."""
-    busy: int = 1
-    block: int = 1200
-
-
-TOGETHER = (
-    Trouble("lossy", lose),
-    Trouble("slower", delay),
-    Trouble("slow", delay, from_the_start=True),
-    Trouble(
-        "unplugged",
-        lambda chain: chain.lab.set_uplink(False),
-        lambda chain: chain.lab.set_uplink(True),
-    ),
-    Trouble("mute", mute),
-)
-SATURATED = Trouble("saturated", nothing, rate=200.0, busy=40, block=60_000)
-
-
-@dataclass(frozen=True)
-class Found:
-    before: dict[str, str]
-    after: dict[str, str]
-    """By hop, who serves it."""
-    events: list[Facts]
-    report: Report
-    whole: bool
-    """In the end it was open, and every hop answered."""
-
-
 @pytest.fixture(scope="module")
 def found() -> dict[Trouble, Found]:
     """What came of those that go together."""
     with ThreadPoolExecutor(len(TOGETHER)) as pool:
-        return dict(zip(TOGETHER, pool.map(endure, TOGETHER), strict=True))
+        results = pool.map(lambda trouble: endure(trouble, SECONDS), TOGETHER)
+        return dict(zip(TOGETHER, results, strict=True))
 
 
 @pytest.mark.parametrize("trouble", TOGETHER, ids=lambda trouble: str(trouble.name))
@@ -98,32 +30,13 @@ def test_no_server_is_changed(found: dict[Trouble, Found], trouble: Trouble) -> 
 
 
 def test_no_server_is_changed_on_a_saturated_line() -> None:
-    found = endure(SATURATED)
+    found = endure(SATURATED, SECONDS)
     judge(found)
     assert sum(connection.echoed for connection in found.report.busy) > 10_000_000
 
 
 def judge(found: Found) -> None:
-    assert [each["text"] for each in found.events if each["kind"] == "server_replaced"] == []
+    assert found.replaced == []
     assert found.after == found.before
     assert found.whole, found.events
     assert found.report.sent > 0
-
-
-def endure(trouble: Trouble) -> Found:
-    """A chain of its own in this trouble for a while."""
-    with chain_lab(f"f{trouble.name[:8]}", spares=3, up=False, more="") as chain:
-        if trouble.from_the_start:
-            trouble.begin(chain)
-        chain.up()
-        before, known = chain.servers, chain.newest_event()
-        with Flood(
-            chain.lab, new_marker(), rate=trouble.rate, busy=trouble.busy, block=trouble.block
-        ) as flood:
-            flood.run(1.0)
-            if not trouble.from_the_start:
-                trouble.begin(chain)
-            flood.run(SECONDS)
-            trouble.end(chain)
-            whole = chain.drill.wait_whole(time.time())
-        return Found(before, chain.servers, chain.drill.events(known), flood.report, whole)

@@ -38,11 +38,13 @@ _BLOCK_EVERY = 0.02
 _CONNECT_SECONDS = 5.0
 _GRACE = 2.0
 """Seconds without an answer after which what is missing counts as lost."""
+_NO_END = 0.4
+"""Seconds of silence at the end after which it is called one that did not end."""
 _LONGEST_GRACE = 15.0
 _MOST_UNANSWERED = 1 << 18
 """Bytes of one TCP connection: more would take its time to arrive when all else is over."""
-_LEAST_SILENCE = 0.1
-"""Seconds; less than that is a busy machine."""
+_LEAST_SILENCE = 0.05
+"""Seconds; less than that is the machine itself."""
 
 
 @dataclass
@@ -88,7 +90,8 @@ class Stream:
         return silent
 
     def report(self, end: float) -> dict[str, Any]:
-        open_end = [(self.last, None)] if end - self.last > self.longest_pause else []
+        never = max(self.longest_pause, _NO_END)
+        open_end = [(self.last, None)] if end - self.last > never else []
         return {
             "sent": self.sent,
             "answered": self.answered,

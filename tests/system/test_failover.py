@@ -1,0 +1,190 @@
+"""What a client notices of servers that fail, and of servers that are replaced on purpose."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import TypeVar
+
+import pytest
+
+from chainctl.lab.faults import Kind, fault
+from chainctl.lab.traffic import Flood, new_marker, wiretaps
+from tests.leak.canary import Expect, Tcp, Udp
+from tests.leak.fixture import oracle
+from tests.leak.oracle import Oracle
+from tests.system.chain_lab import ECHO, HOPS, ChainLab, chain_lab
+
+__all__ = ["oracle"]
+
+pytestmark = pytest.mark.root
+
+T = TypeVar("T")
+
+RECOVERED = 5.0
+"""Seconds in which traffic passes again; about half of one on a machine that has time."""
+PATIENCE = 20.0
+RATE = 500.0
+"""Packets per second of each of two sockets."""
+FAULTS = (Kind.KILL_SERVER, Kind.FREEZE_SERVER, Kind.ONE_WAY)
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[ChainLab]:
+    with chain_lab("ffail", spares=12, offload=False) as chain:
+        yield chain
+
+
+@pytest.fixture
+def chain(running: ChainLab) -> ChainLab:
+    """The chain that the tests share, whole when a test begins."""
+    assert running.drill.wait_whole(time.time())
+    return running
+
+
+@pytest.fixture(scope="module")
+def slow() -> Iterator[ChainLab]:
+    """Every server is 40 ms away, so that whatever is on its way to one can get lost."""
+    with chain_lab("fslow", spares=6, rtt_ms=40.0) as chain:
+        yield chain
+
+
+@pytest.mark.parametrize("hop", HOPS)
+def test_another_server_takes_over_and_nothing_leaks(
+    chain: ChainLab, oracle: Oracle, hop: str
+) -> None:
+    chain.watch(oracle)
+    floods = [
+        oracle.start(
+            Udp(*ECHO, count=60_000, rate=RATE, connected=connected), expect=Expect.DELIVERED
+        )
+        for connected in (True, False)
+    ]
+    oracle.start(Tcp(*ECHO, count=6000, rate=100), expect=Expect.EITHER)
+    for kind in FAULTS:
+        before, known = chain.servers, chain.newest_event()
+        mark = chain.drill.mark(chain.drill.status(), chain.hop(hop))
+        with fault(chain.lab, kind, mark):
+            wait_until(lambda known=known: chain.replaced_since(known))  # type: ignore[misc]
+        assert chain.drill.wait_whole(time.time())
+        after = chain.servers
+        assert chain.replaced_since(known) == [hop], kind
+        assert {each for each in HOPS if after[each] != before[each]} == {hop}, kind
+    verdict = oracle.judge()
+    verdict.assert_clean()
+    for flood in floods:
+        assert verdict.delivered[flood.emission.name].longest_gap < RECOVERED
+
+
+def test_a_client_that_is_killed_comes_back(chain: ChainLab) -> None:
+    result = chain.drill.run(Kind.KILL_CLIENT, "middle")
+    assert result.whole
+    assert result.seen.clean, result.seen
+    assert result.recovered is None or result.recovered < RECOVERED
+    assert result.report.busy[0].survived
+
+
+@pytest.mark.parametrize("hops", [("guard", "exit"), HOPS], ids=["two", "three"])
+def test_several_at_once_recover_outer_first(chain: ChainLab, hops: tuple[str, ...]) -> None:
+    known, marker = chain.newest_event(), new_marker()
+    facts = chain.drill.status()
+    with (
+        wiretaps(chain.lab, marker, hops=len(HOPS)) as seen,
+        Flood(chain.lab, marker, rate=RATE) as flood,
+        ExitStack() as faults,
+    ):
+        for hop in hops:
+            mark = chain.drill.mark(facts, chain.hop(hop))
+            faults.enter_context(fault(chain.lab, Kind.FREEZE_SERVER, mark))
+        assert flood.run(PATIENCE, until=lambda: len(chain.replaced_since(known)) >= len(hops))
+        assert chain.drill.wait_whole(time.time())
+        flood.run(0.5)
+    assert chain.replaced_since(known) == list(hops)
+    assert seen[0].clean, seen[0]
+
+
+def test_an_exhausted_pool_keeps_it_shut_until_a_server_returns(chain: ChainLab) -> None:
+    known, marker = chain.newest_event(), new_marker()
+    pool = chain.pool(2)
+    with (
+        wiretaps(chain.lab, marker, hops=len(HOPS)) as seen,
+        Flood(chain.lab, marker, rate=RATE) as flood,
+    ):
+        flood.run(0.3)
+        try:
+            for server in pool:
+                server.freeze()
+            flood.run(PATIENCE, until=lambda: chain.drill.status()["posture"] == "closed")
+            why = chain.drill.status()["why_closed"]
+            assert why["code"] == "C410"
+            assert "middle" in why["text"]
+            flood.run(PATIENCE, until=lambda: "rotation_held" in kinds_since(chain, known))
+            assert "rotation_held" in kinds_since(chain, known)
+            pool[-1].thaw()
+            assert chain.drill.wait_whole(time.time())
+            assert chain.servers["middle"] == pool[-1].plan.label
+            flood.run(0.5)
+        finally:
+            for server in pool:
+                server.thaw()
+    outage, recovered = flood.report.outage(0.0, float("inf"))
+    assert outage > 1.0
+    assert recovered is not None
+    assert seen[0].clean, seen[0]
+
+
+def test_a_standby_takes_over_at_once() -> None:
+    with chain_lab("fstand", spares=3, standby="middle") as chain:
+        wait_until(lambda: chain.hop("middle").get("standby"))
+        standby = chain.hop("middle")["standby"]
+        result = chain.drill.run(Kind.FREEZE_SERVER, "middle")
+        assert result.successor == standby
+        assert result.replaced == ("middle",)
+        assert result.recovered is not None
+        assert result.recovered < RECOVERED
+        assert result.seen.clean, result.seen
+        wait_until(lambda: chain.hop("middle").get("standby") not in (None, standby))
+
+
+def test_a_planned_change_of_guard_and_middle_loses_nothing(slow: ChainLab) -> None:
+    marker, before = new_marker(), slow.servers
+    with (
+        wiretaps(slow.lab, marker, hops=len(HOPS)) as seen,
+        Flood(slow.lab, marker, rate=RATE, busy=5, idle=5) as flood,
+    ):
+        flood.run(0.5)
+        for hop in ("guard", "middle"):
+            slow.rotate(hop)
+            flood.run(0.5)
+    after = slow.servers
+    assert {hop for hop in HOPS if after[hop] != before[hop]} == {"guard", "middle"}
+    assert flood.report.lost == 0
+    assert all(connection.survived for connection in flood.report.connections)
+    assert len({source for _, source in flood.report.sources}) == 1
+    assert seen[0].clean, seen[0]
+
+
+def test_what_began_over_an_exit_drains_there(slow: ChainLab) -> None:
+    old = str(slow.server("exit").plan.uplink.ip)
+    with Flood(slow.lab, new_marker(), rate=RATE, busy=5, idle=5) as flood:
+        flood.run(0.5)
+        slow.rotate("exit")
+        new = str(slow.server("exit").plan.uplink.ip)
+        assert slow.source() == new != old
+        flood.run(3.0)
+    assert flood.report.lost == 0
+    assert all(connection.survived for connection in flood.report.connections)
+    assert [source for _, source in flood.report.sources] == [old]
+
+
+def kinds_since(chain: ChainLab, event: int) -> set[str]:
+    return {each["kind"] for each in chain.drill.events(event)}
+
+
+def wait_until(what: Callable[[], T]) -> T:
+    deadline = time.monotonic() + PATIENCE
+    while not (answer := what()):
+        assert time.monotonic() < deadline, f"not within {PATIENCE:g} s"
+        time.sleep(0.02)
+    return answer
