@@ -98,15 +98,22 @@ class Echo:
         return Flow(self.first, None, self.second, None, ICMP).permits(data, packet)
 
 
+_NOBODY = 0
+
+
 @dataclass(frozen=True)
 class Arp:
-    """ARP between exactly these two addresses, either asking."""
+    """ARP between exactly these two addresses, either asking, also as a probe from 0.0.0.0
+    (RFC 5227), by which chainctl asks whether the router of the uplink is there.
+    """
 
     first: str
     second: str
 
     def permits(self, data: bytes, packet: Packet) -> bool:
-        return packet.ethertype == ARP and {packet.source, packet.destination} == self._ends
+        ends = {packet.source, packet.destination}
+        probe = _NOBODY in ends and bool(ends & self._ends)
+        return packet.ethertype == ARP and (ends == self._ends or probe)
 
     @cached_property
     def _ends(self) -> set[int]:
