@@ -14,8 +14,17 @@ from chainctl.settings import Settings
 
 @row("image_wireguard", unit="MiB", target=at_most(3))
 def image_wireguard() -> Result:
+    return _size(ImageKind.WIREGUARD)
+
+
+@row("image_openvpn", unit="MiB", target=at_most(6))
+def image_openvpn() -> Result:
+    return _size(ImageKind.OPENVPN)
+
+
+def _size(kind: ImageKind) -> Result:
     archive = io.BytesIO()
     with tarfile.open(fileobj=archive, mode="w") as tar:
-        tar.add(ensure_image(ImageKind.WIREGUARD, Settings.load()).root, arcname=".")
+        tar.add(ensure_image(kind, Settings.load()).root, arcname=".")
     size = len(gzip.compress(archive.getvalue(), compresslevel=9, mtime=0)) / 2**20
     return Result(size, samples=[size])

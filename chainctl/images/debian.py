@@ -56,7 +56,8 @@ def assemble(kind: ImageKind, arch: str, packages: Iterable[bytes]) -> Root:
         paths = closure(tree, RECIPES[kind].program, arch)
     except ValueError as error:
         raise MendHost("C707", f"cannot assemble the {kind.value} image: {error}") from None
-    taken = {path.strip("/"): _node(tree[path]) for path in paths}
+    started = _started(tree, RECIPES[kind].program)
+    taken = {path.strip("/"): _node(tree[path], path in started) for path in paths}
     return _with_parents(_skeleton(RECIPES[kind]) | taken)
 
 
@@ -101,10 +102,19 @@ def _library(tree: Tree, name: str, directories: Iterable[str]) -> str:
     raise ValueError(f"the library {name} is in none of the packages")
 
 
-def _node(entry: Entry) -> Node:
+def _started(tree: Tree, program: str) -> set[str | None]:
+    """What the kernel starts: the program and its loader. A library is only read (mmap(2))."""
+    path, _ = follow(tree, program)
+    entry = tree.get(path or "")
+    elf = parse_elf(entry.content) if isinstance(entry, File) else None
+    loader = follow(tree, elf.interpreter)[0] if elf and elf.interpreter else None
+    return {path, loader}
+
+
+def _node(entry: Entry, started: bool) -> Node:
     if isinstance(entry, Link):
         return _link(entry.target)
-    return Node(stat.S_IFREG | (0o755 if parse_elf(entry.content) else 0o644), entry.content)
+    return Node(stat.S_IFREG | (0o755 if started else 0o644), entry.content)
 
 
 def _link(target: str) -> Node:
@@ -120,7 +130,8 @@ def _skeleton(recipe: Recipe) -> dict[str, Node]:
     }
     merged = ("bin", "sbin", "lib", "lib64")
     return {
-        **dict.fromkeys(("dev", "proc", recipe.runtime_dir.strip("/")), _DIRECTORY),
+        **dict.fromkeys(("dev", "proc", "run"), _DIRECTORY),
+        **{path.strip("/"): _DIRECTORY for path in recipe.directories},
         **dict.fromkeys((f"usr/{name}" for name in merged), _DIRECTORY),
         **{name: _link(f"usr/{name}") for name in merged},
         **{path: Node(stat.S_IFREG | 0o644, text.encode()) for path, text in texts.items()},

@@ -78,11 +78,13 @@ def is_whole(image: Image) -> bool:
 
 def list_images(settings: Settings) -> list[Image]:
     """Every image on this machine, also those of other versions of chainctl."""
-    pins = load_lock(machine_arch()).images.values()
-    manifests = sorted(settings.image_dir.glob("*/manifest.json"))
+    pinned = {pins.digest for pins in load_lock(machine_arch()).images.values()}
+    kinds = {kind.value for kind in ImageKind}
     return [
-        _image(path.parent, pinned=path.parent.name in {p.digest for p in pins})
-        for path in manifests
+        _image(path.parent, pinned=path.parent.name in pinned)
+        for path in sorted(settings.image_dir.glob("*/manifest.json"))
+        # A newer version of chainctl may keep kinds here that this one does not know.
+        if json.loads(path.read_text())["kind"] in kinds
     ]
 
 

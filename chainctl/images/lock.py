@@ -15,6 +15,9 @@ SUITE = "trixie"
 
 class ImageKind(Enum):
     WIREGUARD = "wireguard"
+    OPENVPN = "openvpn"
+    PAUSE = "pause"
+    """Holds a network namespace where a container is what holds one."""
 
 
 @dataclass(frozen=True)
@@ -22,19 +25,33 @@ class Recipe:
     """What an image is made of: only what `program` needs is taken from `packages`."""
 
     packages: tuple[str, ...]
+    """Every package that supplies a file, no other."""
     program: str
-    runtime_dir: str
-    """Where the runtime binds the directory of the control socket."""
+    arguments: tuple[str, ...] = ()
+    """What the program is always given."""
+    directories: tuple[str, ...] = ()
+    """Where the runtime binds something: the control socket's directory, a place for files."""
 
     @property
     def entrypoint(self) -> tuple[str, ...]:
-        return (self.program,)
+        return (self.program, *self.arguments)
 
 
 RECIPES = {
     ImageKind.WIREGUARD: Recipe(
-        ("libc6", "wireguard-go"), "/usr/bin/wireguard-go", "/run/wireguard"
+        ("libc6", "wireguard-go"), "/usr/bin/wireguard-go", directories=("/run/wireguard",)
     ),
+    ImageKind.OPENVPN: Recipe(
+        (
+            *("libc6", "libcap-ng0", "libcap2", "liblz4-1", "liblzo2-2", "libnl-3-200"),
+            *("libnl-genl-3-200", "libpkcs11-helper1t64", "libssl3t64", "libsystemd0"),
+            *("libxxhash0", "libzstd1", "openvpn", "zlib1g"),
+        ),
+        "/usr/sbin/openvpn",
+        # It refuses to start where it cannot write to its directory for temporary files.
+        directories=("/run/openvpn", "/tmp"),  # noqa: S108
+    ),
+    ImageKind.PAUSE: Recipe(("catatonit",), "/usr/bin/catatonit", arguments=("-P",)),
 }
 
 

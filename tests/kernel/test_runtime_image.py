@@ -1,4 +1,4 @@
-"""The wireguard image, built from this machine's own Debian mirror."""
+"""The images, built from this machine's own Debian mirror."""
 
 from __future__ import annotations
 
@@ -39,26 +39,62 @@ def image(settings: Settings) -> Image:
     return ensure_image(ImageKind.WIREGUARD, settings)
 
 
-def test_the_image_is_what_the_lock_promises(image: Image) -> None:
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> dict[ImageKind, Image]:
+    """One of each kind, for tests that only look."""
+    settings = Settings(image_dir=tmp_path_factory.mktemp("images"))
+    return {kind: ensure_image(kind, settings) for kind in ImageKind}
+
+
+@pytest.mark.parametrize("kind", ImageKind)
+def test_the_image_is_what_the_lock_promises(
+    built: dict[ImageKind, Image], kind: ImageKind
+) -> None:
+    image = built[kind]
     assert image.pinned
-    assert image.digest == load_lock(machine_arch()).images[ImageKind.WIREGUARD].digest
+    assert image.digest == load_lock(machine_arch()).images[kind].digest
     assert is_whole(image)
 
 
-def test_it_holds_one_program_its_loader_and_libraries(image: Image) -> None:
-    files = [p for p in image.root.rglob("*") if stat.S_ISREG(p.lstat().st_mode)]
-    programs = {p.name for p in files if p.stat().st_mode & 0o111}
-    assert {name for name in programs if ".so" not in name} == {"wireguard-go"}
-    assert not {p.name for p in files} & {"sh", "bash", "dash", "busybox"}
+PROGRAMS = {
+    ImageKind.WIREGUARD: {"wireguard-go", "ld-linux-x86-64.so.2"},
+    ImageKind.OPENVPN: {"openvpn", "ld-linux-x86-64.so.2"},
+    ImageKind.PAUSE: {"catatonit"},
+}
+
+
+@pytest.mark.parametrize("kind", ImageKind)
+def test_only_its_program_and_the_loader_can_be_executed(
+    built: dict[ImageKind, Image], kind: ImageKind
+) -> None:
+    places = list(built[kind].root.rglob("*"))
+    files = [p for p in places if stat.S_ISREG(p.lstat().st_mode)]
+    assert {p.name for p in files if p.stat().st_mode & 0o111} == PROGRAMS[kind]
+    assert not {p.name for p in places} & {"sh", "bash", "dash", "busybox"}
     assert all(p.lstat().st_mode & 0o6022 == 0 for p in files)
-    assert all(p.lstat().st_uid == 0 for p in image.root.rglob("*"))
+    assert all(p.lstat().st_uid == 0 for p in places)
 
 
-def test_its_program_runs_with_nothing_but_the_image(image: Image) -> None:
+SAYS_ITS_VERSION = {
+    ImageKind.WIREGUARD: ("wireguard-go ", 0),
+    ImageKind.OPENVPN: ("OpenVPN 2.6.", 0),
+    ImageKind.PAUSE: ("tini version ", 0),
+}
+
+
+@pytest.mark.parametrize("kind", ImageKind)
+def test_its_program_runs_with_nothing_but_the_image(
+    built: dict[ImageKind, Image], kind: ImageKind
+) -> None:
+    image = built[kind]
     said = subprocess.run(
-        ["chroot", str(image.root), *image.entrypoint, "--version"], capture_output=True, text=True
+        ["chroot", str(image.root), image.entrypoint[0], "--version"],
+        capture_output=True,
+        text=True,
     )
-    assert said.stdout.startswith("wireguard-go ")
+    begins, status = SAYS_ITS_VERSION[kind]
+    assert said.stdout.startswith(begins), said
+    assert said.returncode == status
 
 
 def test_many_builders_at_once_end_with_one_image(settings: Settings) -> None:

@@ -40,11 +40,16 @@ def test_a_missing_library_is_named() -> None:
 
 
 def test_only_what_the_program_needs_is_taken_and_there_is_no_shell() -> None:
-    names = {"./usr/bin/wireguard-go": elf(needed=["libc.so.6"]), "./bin/sh": elf()}
-    names["./lib/x86_64-linux-gnu/libc.so.6"] = elf()
+    names = {
+        "./usr/bin/wireguard-go": elf(interpreter="/lib64/ld.so", needed=["libc.so.6"]),
+        "./lib64/ld.so": elf(),
+        "./bin/sh": elf(),
+        "./lib/x86_64-linux-gnu/libc.so.6": elf(),
+    }
     root = assemble(ImageKind.WIREGUARD, "amd64", [deb([member(n) for n in names], names)])
     programs = {p for p, node in root.items() if stat.S_ISREG(node.mode) and node.mode & 0o111}
-    assert programs == {"usr/bin/wireguard-go", "usr/lib/x86_64-linux-gnu/libc.so.6"}
+    assert programs == {"usr/bin/wireguard-go", "usr/lib64/ld.so"}
+    assert root["usr/lib/x86_64-linux-gnu/libc.so.6"].mode == stat.S_IFREG | 0o644
     assert root["run/wireguard"].content is None
     assert root["lib64"].content == "usr/lib64"
     assert all("/" not in p or p.rpartition("/")[0] in root for p in root)
