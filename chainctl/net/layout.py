@@ -195,7 +195,7 @@ def _routing(chain: Chain) -> Iterator[Part]:
         ns = chain.namespace(hop)
         yield from _kernel_rules(ns)
         yield Route(ns, MAIN_TABLE, ANYWHERE, metric=_LAST_METRIC)
-        for slot in {tunnel.slot for tunnel in hop.tunnels}:
+        for slot in (tunnel.slot for tunnel in hop.tunnels):
             yield Route(ns, slot.table, ANYWHERE, metric=_LAST_METRIC)
             yield Rule(ns, _FROM_INSIDE + slot.value, "in0", slot.table, slot.table)
         yield Rule(ns, _FROM_INSIDE + 50, "in0")

@@ -11,6 +11,7 @@ import functools
 import hashlib
 import socket
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeAlias, TypeVar, assert_never
 
@@ -135,7 +136,9 @@ class Links:
                 self._ask(ns, lambda r: rtnl.put_route(r, _route(part)))
             case Rule(ns, priority, iif, mark, table):
                 rule = rtnl.RuleSeen(priority, iif, mark, table)
-                self._ask(ns, lambda r: rtnl.add_rule(r, rule))
+                born = rule in links_seen.KERNELS_OWN_RULES
+                with suppress(FileExistsError):
+                    self._ask(ns, lambda r: rtnl.add_rule(r, rule, kernels_own=born))
             case Forwarding(link):
                 self._host_setting(_forwarding_setting(link), "1")
             case ForeignLink():

@@ -30,7 +30,7 @@ from chainctl.model.parts import (
 )
 from chainctl.net.rtnl import IFF_NOARP, AddressSeen, LinkSeen, RouteSeen, RuleSeen
 
-_KERNELS_OWN_RULES = (
+KERNELS_OWN_RULES = (
     RuleSeen(0, "", None, 255),
     RuleSeen(32766, "", None, 254),
     RuleSeen(32767, "", None, 253),
@@ -172,7 +172,7 @@ def _on_links(sight: Sight, known: Collection[int]) -> Iterator[Part]:
     for rule in sight.rules:
         ours = sight.ns != HOST or rule.iif in {names[index] for index in known}
         # In a namespace of ours the kernel's rules are parts as well: somebody may take them.
-        passed_over = _KERNELS_OWN_RULES if sight.ns in (HOST, PANEL) else _KERNELS_OWN_RULES[2:]
+        passed_over = KERNELS_OWN_RULES if sight.ns in (HOST, PANEL) else KERNELS_OWN_RULES[2:]
         if ours and rule not in passed_over:
             iif = f"{rule.iif} {rule.oddity}" if rule.oddity else rule.iif
             yield Rule(sight.ns, rule.priority, iif, rule.mark, rule.table)

@@ -187,10 +187,17 @@ def delete_route(route: IPRoute, what: RouteSeen) -> None:
     _ask(route, message, _DELROUTE)
 
 
-def add_rule(route: IPRoute, rule: RuleSeen) -> None:
+def add_rule(route: IPRoute, rule: RuleSeen, *, kernels_own: bool = False) -> None:
+    """`kernels_own`: one that a namespace is born with. Without its mark the kernel takes it for
+    another rule and keeps both (rule_exists in net/core/fib_rules.c). EEXIST: it is there, the
+    same in everything.
+    """
     message = fibmsg()
     message["family"] = socket.AF_INET
-    message["attrs"] = [("FRA_PRIORITY", rule.priority)]
+    message["attrs"] = [
+        ("FRA_PRIORITY", rule.priority),
+        ("FRA_PROTOCOL", _PROTO_KERNEL if kernels_own else _PROTO_STATIC),
+    ]
     if rule.iif:
         message["attrs"].append(("FRA_IIFNAME", rule.iif))
     if rule.mark is not None:

@@ -385,6 +385,15 @@ def test_flushed_rules_are_missed_and_come_back(world: World) -> None:
     assert {part for part in world.see_all() if isinstance(part, Rule)} == BORN
 
 
+def test_rules_that_are_there_are_not_doubled(world: World) -> None:
+    world.make(*NAMESPACES)
+    mine = Rule(HOP, 1050, "in0")
+    for rule in (*BORN, mine, mine):
+        world.make(rule)
+    rules = [part for part in world.see_all() if isinstance(part, Rule)]
+    assert sorted(rules, key=str) == sorted([*BORN, mine], key=str)
+
+
 def test_removing_a_route_leaves_the_one_behind_it(world: World) -> None:
     """The kernel takes metric 0 for any: a second removal would open the table's end."""
     last = Route(HOP, 254, ANYWHERE, metric=LAST)
