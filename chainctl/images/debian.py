@@ -21,7 +21,8 @@ from chainctl.images.lock import RECIPES, SUITE, ImageKind, Lock, Pins, Recipe
 from chainctl.images.mirror import Index
 
 _TRIPLETS = {"amd64": "x86_64-linux-gnu", "arm64": "aarch64-linux-gnu"}
-_UID = 65532
+UID = 65532
+"""Who an image runs as where the runtime gives no other (distroless' `nonroot`)."""
 
 
 @dataclass(frozen=True)
@@ -124,8 +125,8 @@ def _link(target: str) -> Node:
 def _skeleton(recipe: Recipe) -> dict[str, Node]:
     """Mount points, the links of a merged /usr, and the two users."""
     texts = {
-        "etc/passwd": f"root:x:0:0:root:/:/nonexistent\nhop:x:{_UID}:{_UID}:hop:/:/nonexistent\n",
-        "etc/group": f"root:x:0:\nhop:x:{_UID}:\n",
+        "etc/passwd": f"root:x:0:0:root:/:/nonexistent\nhop:x:{UID}:{UID}:hop:/:/nonexistent\n",
+        "etc/group": f"root:x:0:\nhop:x:{UID}:\n",
         "etc/nsswitch.conf": "passwd: files\ngroup: files\nhosts: files\n",
     }
     merged = ("bin", "sbin", "lib", "lib64")

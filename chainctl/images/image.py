@@ -24,6 +24,7 @@ from chainctl.images.lock import RECIPES, SUITE, ImageKind, Lock, load_lock, par
 from chainctl.settings import Settings
 
 if TYPE_CHECKING:
+    from chainctl.images.archive import Archive
     from chainctl.images.debian import Root
 
 _ARCHES = {"x86_64": "amd64", "aarch64": "arm64"}
@@ -74,6 +75,21 @@ def is_whole(image: Image) -> bool:
     from chainctl.images.debian import digest
 
     return image.root.is_dir() and digest(_read_root(image.root)) == image.digest
+
+
+def pack_image(image: Image) -> Archive:
+    """The image as a tar file for a Docker daemon. Raises MendHost C711 when it is damaged."""
+    from chainctl.images.archive import pack
+    from chainctl.images.debian import digest
+
+    root = _read_root(image.root) if image.root.is_dir() else {}
+    if digest(root) != image.digest:
+        raise MendHost(
+            "C711",
+            f"the files of the {image.kind.value} image are not what they were built as",
+            hint="chainctl images build",
+        )
+    return pack(image.kind, machine_arch(), root)
 
 
 def list_images(settings: Settings) -> list[Image]:

@@ -55,6 +55,27 @@ RECIPES = {
 }
 
 
+LICENCES = {
+    "catatonit": "GPL-2.0-or-later",
+    "libc6": "LGPL-2.1-or-later",
+    "libcap-ng0": "LGPL-2.1-or-later",
+    "libcap2": "BSD-3-Clause OR GPL-2.0-only",
+    "liblz4-1": "BSD-2-Clause",
+    "liblzo2-2": "GPL-2.0-or-later",
+    "libnl-3-200": "LGPL-2.1-only",
+    "libnl-genl-3-200": "LGPL-2.1-only",
+    "libpkcs11-helper1t64": "BSD-3-Clause OR GPL-2.0-only",
+    "libssl3t64": "Apache-2.0",
+    "libsystemd0": "LGPL-2.1-or-later",
+    "libxxhash0": "BSD-2-Clause",
+    "libzstd1": "BSD-3-Clause OR GPL-2.0-only",
+    "openvpn": "GPL-2.0-only WITH openvpn-openssl-exception",
+    "wireguard-go": "MIT",
+    "zlib1g": "Zlib",
+}
+"""SPDX expressions, read in the copyright files of the packages for the files that are taken."""
+
+
 @dataclass(frozen=True)
 class Package:
     """One binary package: `path` is relative to the root of the archive."""

@@ -20,6 +20,7 @@ from chainctl.images.image import (
     is_whole,
     list_images,
     machine_arch,
+    pack_image,
     rebuild_if_damaged,
 )
 from chainctl.images.lock import ImageKind, load_lock
@@ -128,6 +129,8 @@ def test_damage_is_seen_and_repaired(image: Image, settings: Settings, damage: s
     else:
         program.unlink()
     assert not is_whole(image)
+    with pytest.raises(ChainctlError, match="C711"):
+        pack_image(image)
     assert is_whole(rebuild_if_damaged(image, settings))
     assert [i.digest for i in list_images(settings)] == [image.digest]
 
