@@ -29,7 +29,7 @@ from typing import TypeVar
 from tests.leak.frames import Frame
 from tests.leak.namespace import Link, inside, read_links
 
-RING_BYTES = 8 << 20
+RING_BYTES = 32 << 20
 
 _SO_ATTACH_FILTER = 26
 _SO_RCVBUFFORCE = 33

@@ -259,17 +259,18 @@ def test_a_death_of_the_sniffer_makes_the_run_invalid(wires: Wires, tmp_path: Pa
 
 @pytest.mark.parametrize("strict", [True, False])
 def test_a_starved_capture_makes_the_run_invalid(
-    strict: bool, oracle: Oracle, wires: Wires
+    strict: bool, wires: Wires, tmp_path: Path
 ) -> None:
-    add_client(oracle, wires)
-    allow = [Anything()]
-    oracle.watch(
-        wires.far, "eth0", "X", allow=allow, may_carry_canaries=True, strict_counters=strict
-    )
-    with oracle.sniffer.paused():
-        many = Udp(FAR_ADDRESS, 9, count=20_000, rate=0, size=1400)
-        oracle.send(many, expect=Expect.DELIVERED)
-    verdict = oracle.judge()
+    with Oracle(tmp_path, ring_bytes=2 << 20) as oracle:
+        add_client(oracle, wires)
+        allow = [Anything()]
+        oracle.watch(
+            wires.far, "eth0", "X", allow=allow, may_carry_canaries=True, strict_counters=strict
+        )
+        with oracle.sniffer.paused():
+            many = Udp(FAR_ADDRESS, 9, count=20_000, rate=0, size=1400)
+            oracle.send(many, expect=Expect.DELIVERED)
+        verdict = oracle.judge()
     assert verdict.outcome is Outcome.INVALID
     assert verdict.drops > 1000
     counted = [words for words in verdict.why if words.startswith("X: counted but not captured")]

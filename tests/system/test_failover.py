@@ -52,7 +52,7 @@ def slow() -> Iterator[ChainLab]:
 @pytest.fixture
 def oracle(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Oracle]:
     """With room for the frames of 17 places while the machine does something else."""
-    with Oracle(tmp_path / "oracle", test=request.node.nodeid, ring_bytes=32 << 20) as one:
+    with Oracle(tmp_path / "oracle", test=request.node.nodeid) as one:
         yield one
 
 
