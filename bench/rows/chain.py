@@ -12,7 +12,7 @@ from chainctl.lab.lab import Lab
 from chainctl.lab.layout import TARGET
 
 _SECONDS = 1.0
-_PAIRS = 21
+_PAIRS = 41
 
 
 def _chain_vs_handwired(hops: int) -> Result:

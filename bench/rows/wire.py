@@ -12,6 +12,7 @@ from bench.harness import Result, compare, interleave, ratio_at_least, row
 from bench.namespaces import Namespaces, namespaces
 
 _SECONDS = 1.0
+_PAIRS = 31
 _CLIENT, _SERVER = panel.pair(0, 1)
 _BRIDGE_CLIENT, _BRIDGE_SERVER = "10.9.0.1", "10.9.0.2"
 
@@ -26,7 +27,8 @@ def _with_rules(rules: int) -> Result:
     with _places(rules) as places:
         ends = places.enter("client", []), places.enter("server", [])
         speed = partial(throughput.measure, *ends, seconds=_SECONDS)
-        return compare(interleave(lambda: speed(str(_SERVER)), lambda: speed(_BRIDGE_SERVER)))
+        wire, bridge = partial(speed, str(_SERVER)), partial(speed, _BRIDGE_SERVER)
+        return compare(interleave(wire, bridge, count=_PAIRS))
 
 
 def _lower_end(result: Result) -> float:
