@@ -10,6 +10,7 @@ import click
 
 from chainctl.cli.output import print_json, tick
 from chainctl.images.image import (
+    ARCHES,
     Image,
     ensure_image,
     is_whole,
@@ -17,11 +18,16 @@ from chainctl.images.image import (
     machine_arch,
     pin_current,
     rebuild_if_damaged,
+    verify_image,
 )
 from chainctl.images.lock import ImageKind, render_lock
 from chainctl.settings import Settings
 
 _JSON = click.option("--json", is_flag=True, help="The same facts as JSON.")
+_ARCH = click.option(
+    "--arch", type=click.Choice(ARCHES), help="An architecture; this machine's unless given."
+)
+_KINDS = click.argument("kinds", nargs=-1, type=click.Choice([kind.value for kind in ImageKind]))
 
 
 @click.group()
@@ -31,8 +37,9 @@ def images() -> None:
 
 @images.command()
 @click.option("--locked", is_flag=True, help="Refuse packages other than the pinned ones.")
+@_ARCH
 @_JSON
-def build(locked: bool, json: bool) -> None:
+def build(locked: bool, arch: str | None, json: bool) -> None:
     """Build what is missing, and what is damaged again.
 
     Each image is unpacked from packages that Debian signed; nothing from them is run.
@@ -41,7 +48,7 @@ def build(locked: bool, json: bool) -> None:
     built: list[Image] = []
     for kind in ImageKind:
         begun = time.monotonic()
-        image = ensure_image(kind, settings, locked=locked)
+        image = ensure_image(kind, settings, arch=arch, locked=locked)
         built.append(rebuild_if_damaged(image, settings, locked=locked))
         if not json:
             _print_built(built[-1], time.monotonic() - begun)
@@ -60,15 +67,50 @@ def list_(json: bool) -> None:
     for image, whole in found:
         pinned = "pinned" if image.pinned else "not pinned by this version"
         state = "whole" if whole else "DAMAGED: chainctl images build"
-        click.echo(f"{tick(whole)} {image.kind.value:<10} {image.digest[:12]}  {pinned}, {state}")
+        click.echo(
+            f"{tick(whole)} {image.kind.value:<10} {image.digest[:12]}  {image.arch}  "
+            f"{_mib(image.size)}, {_mib(image.gzip_size)} as gzip  {pinned}, {state}"
+        )
+        click.echo(f"  {image.entrypoint[0]} {image.version}, {image.licence}")
         click.echo(f"  {', '.join(image.packages)}")
     if not found:
         click.echo("No images yet. Run: chainctl images build")
 
 
 @images.command()
+@_KINDS
+@_JSON
+@click.pass_context
+def verify(context: click.Context, kinds: tuple[str, ...], json: bool) -> None:
+    """Check that images keep their contract; all of them, or those of KINDS.
+
+    One program, no shell, no right that a file could give, no library too many or too few, the
+    files that its bill of materials names and no other, the digest that is pinned. Nothing of
+    an image is run. Exit status 1 when one does not.
+    """
+    settings = Settings.load()
+    chosen = [i for i in list_images(settings) if not kinds or i.kind.value in kinds]
+    found = [(image, verify_image(image)) for image in chosen]
+    if json:
+        print_json([{**_named(image), "breaches": breaches} for image, breaches in found])
+    for image, breaches in found if not json else ():
+        against = "equal to the lock" if image.pinned else "not pinned by this version"
+        said = "DO NOT USE" if breaches else "one program, every file named"
+        click.echo(
+            f"{tick(not breaches)} {image.kind.value:<10} {image.digest[:12]}  {image.arch}  "
+            f"{said}, {against}"
+        )
+        for words in breaches:
+            click.echo(f"  {words}")
+    if not found and not json:
+        click.echo("No such image yet. Run: chainctl images build")
+    if not found or any(breaches for _, breaches in found):
+        context.exit(1)
+
+
+@images.command()
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
-@click.option("--arch", help="Debian's name of the architecture; default: this machine's.")
+@_ARCH
 def lock(file: Path, arch: str | None) -> None:
     """Write a lock FILE of the packages Debian has now."""
     pinned = pin_current(arch or machine_arch(), Settings.load())
@@ -79,10 +121,9 @@ def lock(file: Path, arch: str | None) -> None:
 
 
 def _print_built(image: Image, seconds: float) -> None:
-    size = sum(f.lstat().st_size for f in image.root.rglob("*") if f.is_file())
     click.echo(
         f"{tick(True)} {image.kind.value:<10} {image.digest[:12]}  "
-        f"{size / 2**20:.1f} MiB  {seconds:.1f} s"
+        f"{_mib(image.size)}  {seconds:.1f} s"
     )
     if not image.pinned:
         click.echo(
@@ -91,13 +132,29 @@ def _print_built(image: Image, seconds: float) -> None:
         )
 
 
-def _facts(image: Image, *, whole: bool) -> dict[str, Any]:
+def _mib(size: int) -> str:
+    return f"{size / 2**20:.1f} MiB"
+
+
+def _named(image: Image) -> dict[str, Any]:
     return {
         "kind": image.kind.value,
+        "arch": image.arch,
         "digest": image.digest,
-        "root": str(image.root),
-        "entrypoint": list(image.entrypoint),
         "pinned": image.pinned,
+    }
+
+
+def _facts(image: Image, *, whole: bool) -> dict[str, Any]:
+    return {
+        **_named(image),
         "whole": whole,
+        "version": image.version,
+        "root": str(image.root),
+        "sbom": str(image.sbom),
+        "entrypoint": list(image.entrypoint),
+        "size": image.size,
+        "gzip_size": image.gzip_size,
+        "licence": image.licence,
         "packages": list(image.packages),
     }

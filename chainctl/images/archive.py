@@ -14,8 +14,9 @@ import stat
 from dataclasses import dataclass
 from typing import Any
 
-from chainctl.images.debian import UID, Node, Root, digest
-from chainctl.images.lock import LICENCES, RECIPES, ImageKind
+from chainctl.images.debian import UID
+from chainctl.images.lock import RECIPES, ImageKind, licence_of
+from chainctl.images.root import Node, Root, digest
 
 _BLOCK = 512
 _EPOCH = "1970-01-01T00:00:00Z"
@@ -99,19 +100,13 @@ def _config(kind: ImageKind, arch: str, tree_digest: str, layer: bytes) -> dict[
             "Labels": {
                 "chainctl.digest": tree_digest,
                 "chainctl.kind": kind.value,
-                "org.opencontainers.image.licenses": " AND ".join(
-                    sorted({_bracketed(LICENCES[name]) for name in recipe.packages})
-                ),
+                "org.opencontainers.image.licenses": licence_of(kind),
                 "org.opencontainers.image.title": f"chainctl {kind.value}",
             },
         },
         "rootfs": {"type": "layers", "diff_ids": [_sha256(layer)]},
         "history": [{"created": _EPOCH, "created_by": "chainctl images build"}],
     }
-
-
-def _bracketed(expression: str) -> str:
-    return f"({expression})" if " OR " in expression else expression
 
 
 def _manifest(config: bytes, layer: bytes) -> dict[str, Any]:

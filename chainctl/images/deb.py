@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import posixpath
+import re
 import tarfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -33,7 +34,7 @@ Tree: TypeAlias = Mapping[str, Entry]
 def unpack(package: bytes) -> dict[str, Entry]:
     """The files and links of a package. Raises ValueError when it is not one we can read."""
     tree: dict[str, Entry] = {}
-    with tarfile.open(fileobj=io.BytesIO(_data_member(package))) as archive:
+    with tarfile.open(fileobj=io.BytesIO(_member(package, "data.tar"))) as archive:
         for member in archive:
             path = normal(member.name)
             if member.issym():
@@ -45,6 +46,17 @@ def unpack(package: bytes) -> dict[str, Entry]:
                     raise ValueError(f"{path} is a hard link to nothing")
                 tree[path] = File(content.read())
     return tree
+
+
+def control(package: bytes) -> dict[str, str]:
+    """The fields of a package's control file, continued lines folded (deb-control(5))."""
+    with tarfile.open(fileobj=io.BytesIO(_member(package, "control.tar"))) as archive:
+        for entry in archive:
+            file = archive.extractfile(entry) if normal(entry.name) == "/control" else None
+            if file is not None:
+                text = re.sub(r"\n[ \t]+", " ", file.read().decode())
+                return dict(re.findall(r"^(\S+?):[ \t]*(.*)$", text, re.M))
+    raise ValueError("not a Debian package: it has no control file")
 
 
 def normal(path: str) -> str:
@@ -65,11 +77,11 @@ def follow(tree: Tree, path: str) -> tuple[str | None, tuple[str, ...]]:
     return (None if entry is None else current), tuple(passed)
 
 
-def _data_member(package: bytes) -> bytes:
+def _member(package: bytes, wanted: str) -> bytes:
     for name, content in _members(package):
-        if name.startswith("data.tar"):
+        if name.startswith(wanted):
             return content
-    raise ValueError("not a Debian package: it has no data.tar")
+    raise ValueError(f"not a Debian package: it has no {wanted}")
 
 
 def _members(archive: bytes) -> Iterator[tuple[str, bytes]]:

@@ -7,18 +7,18 @@ packages give the same tree, byte for byte, on every machine.
 
 from __future__ import annotations
 
-import hashlib
 import posixpath
+import re
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TypeAlias
 
 from chainctl.errors import MendHost
-from chainctl.images.deb import Entry, File, Link, Tree, follow, unpack
+from chainctl.images.deb import Entry, File, Link, Tree, control, follow, unpack
 from chainctl.images.elf import parse_elf
-from chainctl.images.lock import RECIPES, SUITE, ImageKind, Lock, Pins, Recipe
+from chainctl.images.lock import RECIPES, SUITE, ImageKind, Lock, Package, Pins, Recipe
 from chainctl.images.mirror import Index
+from chainctl.images.root import Node, Root
 
 _TRIPLETS = {"amd64": "x86_64-linux-gnu", "arm64": "aarch64-linux-gnu"}
 UID = 65532
@@ -26,15 +26,25 @@ UID = 65532
 
 
 @dataclass(frozen=True)
-class Node:
-    """A file (bytes), a link (its target) or a directory (None) of an image, owned by root."""
+class Part:
+    """What one package gave to an image."""
 
-    mode: int
-    content: bytes | str | None = None
+    package: Package
+    source: str
+    """`name version` of the source package it was built from."""
+    built_using: tuple[str, ...]
+    """`name version` of source packages whose code is linked into it (Debian Policy 7.8)."""
+    files: tuple[str, ...]
+    """Paths in the root, links too."""
+    copyright: bytes
+    """The licences in full, and who holds the rights (Debian Policy 12.5)."""
 
 
-Root: TypeAlias = Mapping[str, Node]
-"""Paths relative to the root, every parent listed."""
+@dataclass(frozen=True)
+class Assembled:
+    root: Root
+    parts: tuple[Part, ...]
+
 
 _DIRECTORY = Node(stat.S_IFDIR | 0o755)
 
@@ -48,18 +58,21 @@ def pin(index: Index, arch: str) -> Lock:
     return Lock(SUITE, arch, index.date, images)
 
 
-def assemble(kind: ImageKind, arch: str, packages: Iterable[bytes]) -> Root:
+def assemble(kind: ImageKind, arch: str, packages: Iterable[tuple[Package, bytes]]) -> Assembled:
     """The root file system. Raises MendHost C707 when the packages lack what it needs."""
-    tree: dict[str, Entry] = {}
+    recipe = RECIPES[kind]
     try:
-        for package in packages:
-            tree.update(unpack(package))
-        paths = closure(tree, RECIPES[kind].program, arch)
+        parcels = [(package, data, unpack(data)) for package, data in packages]
+        tree: dict[str, Entry] = {}
+        for _, _, inside in parcels:
+            tree.update(inside)
+        paths = closure(tree, recipe.program, arch)
+        parts = tuple(_part(package, data, inside, paths) for package, data, inside in parcels)
     except ValueError as error:
         raise MendHost("C707", f"cannot assemble the {kind.value} image: {error}") from None
-    started = _started(tree, RECIPES[kind].program)
+    started = programs(tree, recipe.program)
     taken = {path.strip("/"): _node(tree[path], path in started) for path in paths}
-    return _with_parents(_skeleton(RECIPES[kind]) | taken)
+    return Assembled(_with_parents(_skeleton(recipe) | taken), parts)
 
 
 def closure(tree: Tree, program: str, arch: str) -> set[str]:
@@ -86,14 +99,32 @@ def closure(tree: Tree, program: str, arch: str) -> set[str]:
     return needed
 
 
-def digest(root: Root) -> str:
-    """SHA-256 over every path, mode and content; no time stamps, no archive format."""
-    total = hashlib.sha256()
-    for path in sorted(root):
-        node = root[path]
-        content = node.content.encode() if isinstance(node.content, str) else node.content or b""
-        total.update(f"{path}\0{node.mode:o}\0{hashlib.sha256(content).hexdigest()}\n".encode())
-    return total.hexdigest()
+def programs(tree: Tree, program: str) -> set[str | None]:
+    """What the kernel starts: the program and its loader. A library is only read (mmap(2))."""
+    path, _ = follow(tree, program)
+    entry = tree.get(path or "")
+    elf = parse_elf(entry.content) if isinstance(entry, File) else None
+    loader = follow(tree, elf.interpreter)[0] if elf and elf.interpreter else None
+    return {path, loader}
+
+
+def _part(package: Package, data: bytes, inside: Tree, paths: set[str]) -> Part:
+    fields = control(data)
+    notice, _ = follow(inside, f"/usr/share/doc/{package.name}/copyright")
+    entry = inside.get(notice or "")
+    if not isinstance(entry, File):
+        raise ValueError(f"{package.name} comes without its licence")
+    source, _, version = fields.get("Source", package.name).partition(" ")
+    return Part(
+        package=package,
+        source=f"{source} {version.strip('()') or package.version}",
+        built_using=tuple(
+            f"{name} {version}"
+            for name, version in re.findall(r"(\S+) \(= (\S+)\)", fields.get("Built-Using", ""))
+        ),
+        files=tuple(sorted(path.strip("/") for path in paths & inside.keys())),
+        copyright=entry.content,
+    )
 
 
 def _library(tree: Tree, name: str, directories: Iterable[str]) -> str:
@@ -101,15 +132,6 @@ def _library(tree: Tree, name: str, directories: Iterable[str]) -> str:
         if follow(tree, f"{directory}/{name}")[0]:
             return f"{directory}/{name}"
     raise ValueError(f"the library {name} is in none of the packages")
-
-
-def _started(tree: Tree, program: str) -> set[str | None]:
-    """What the kernel starts: the program and its loader. A library is only read (mmap(2))."""
-    path, _ = follow(tree, program)
-    entry = tree.get(path or "")
-    elf = parse_elf(entry.content) if isinstance(entry, File) else None
-    loader = follow(tree, elf.interpreter)[0] if elf and elf.interpreter else None
-    return {path, loader}
 
 
 def _node(entry: Entry, started: bool) -> Node:

@@ -1,4 +1,4 @@
-"""Images as they lie on this machine, `image_dir/<digest>/rootfs`: found, or built.
+"""Images as they lie on this machine: found, or built, and checked.
 
 Finding one reads two small files. Everything that building needs is imported only when there
 is something to build.
@@ -6,34 +6,44 @@ is something to build.
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import platform
-import shutil
-import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
+import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chainctl.errors import MendHost, RefusedByPolicy
 from chainctl.host.files import write_atomic
-from chainctl.images.lock import RECIPES, SUITE, ImageKind, Lock, load_lock, parse_lock, render_lock
+from chainctl.images import shelf
+from chainctl.images.lock import (
+    RECIPES,
+    SUITE,
+    ImageKind,
+    Lock,
+    Package,
+    licence_of,
+    load_lock,
+    parse_lock,
+    render_lock,
+)
+from chainctl.images.root import digest
 from chainctl.settings import Settings
 
 if TYPE_CHECKING:
     from chainctl.images.archive import Archive
-    from chainctl.images.debian import Root
+    from chainctl.images.debian import Assembled
 
-_ARCHES = {"x86_64": "amd64", "aarch64": "arm64"}
+ARCHES = ("amd64", "arm64")
+"""What there are images for, as Debian says it."""
 _APT = Path("/etc/apt")
 
 
 @dataclass(frozen=True)
 class Image:
     kind: ImageKind
+    arch: str
     digest: str
     """Of the tree's content; the same on every machine."""
     root: Path
@@ -41,22 +51,48 @@ class Image:
     """False when the pinned packages were gone and newer ones from Debian's index were taken."""
     packages: tuple[str, ...]
     """`name version` of each."""
+    size: int
+    """Bytes of all its files."""
+    gzip_size: int
+    """Bytes of its archive, compressed."""
 
     @property
     def entrypoint(self) -> tuple[str, ...]:
         return RECIPES[self.kind].entrypoint
 
+    @property
+    def version(self) -> str:
+        """Of the package that brings the program."""
+        named = dict(package.split(" ") for package in self.packages)
+        return named[RECIPES[self.kind].main]
+
+    @property
+    def licence(self) -> str:
+        """An SPDX expression over all packages."""
+        return licence_of(self.kind)
+
+    @property
+    def sbom(self) -> Path:
+        """An SPDX document in JSON. The licences in full are in the folder beside it."""
+        return self.root.with_name(shelf.SBOM)
+
 
 def ensure_image(
-    kind: ImageKind, settings: Settings, *, locked: bool = False, apt: Path = _APT
+    kind: ImageKind,
+    settings: Settings,
+    *,
+    arch: str | None = None,
+    locked: bool = False,
+    apt: Path = _APT,
 ) -> Image:
     """The image of this version of chainctl, built when it is not here yet.
 
     Packages leave Debian's mirrors with the next point release. Then the newest ones are taken
     from the signed index (`Image.pinned` False), or with `locked` nothing: RefusedByPolicy
-    C705. Other errors are those of `chainctl.images.mirror`, and MendHost C709, C710.
+    C705. `arch` is this machine's unless given; nothing is run, so any can be built. Other
+    errors are those of `chainctl.images.mirror`, and MendHost C709, C710.
     """
-    shipped = load_lock(machine_arch())
+    shipped = load_lock(arch or machine_arch())
     found = _find(kind, shipped, settings.image_dir, locked=locked)
     return found or _build(kind, shipped, settings.image_dir, locked=locked, apt=apt)
 
@@ -65,78 +101,93 @@ def rebuild_if_damaged(image: Image, settings: Settings, *, locked: bool = False
     """`image`, or the same built again when its files are not what the digest says."""
     if is_whole(image):
         return image
-    with _only_builder(settings.image_dir):
-        _remove(image.root.parent)
-    return ensure_image(image.kind, settings, locked=locked)
+    with shelf.only_builder(settings.image_dir):
+        shelf.remove(image.root.parent)
+    return ensure_image(image.kind, settings, arch=image.arch, locked=locked)
 
 
 def is_whole(image: Image) -> bool:
     """Reads the whole tree: tens of milliseconds."""
-    from chainctl.images.debian import digest
+    return digest(shelf.read_root(image.root)) == image.digest
 
-    return image.root.is_dir() and digest(_read_root(image.root)) == image.digest
+
+def verify_image(image: Image) -> list[str]:
+    """What the image breaks of its contract, as sentences; empty when it keeps it."""
+    from chainctl.images.contract import breaches, unlike_sbom
+    from chainctl.images.sbom import parse_sbom
+
+    root = shelf.read_root(image.root)
+    found = breaches(image.kind, image.arch, root) + shelf.granted(image.root)
+    if digest(root) != image.digest:
+        found.append(f"its digest is {digest(root)}")
+    pins = load_lock(image.arch).images[image.kind]
+    packages = image.packages
+    if image.pinned:
+        packages = tuple(f"{p.name} {p.version}" for p in pins.packages)
+    try:
+        sbom = parse_sbom(image.sbom.read_text())
+    except (OSError, ValueError) as error:
+        return [*found, f"its bill of materials cannot be read: {error}"]
+    return found + unlike_sbom(root, sbom, packages)
 
 
 def pack_image(image: Image) -> Archive:
     """The image as a tar file for a Docker daemon. Raises MendHost C711 when it is damaged."""
     from chainctl.images.archive import pack
-    from chainctl.images.debian import digest
 
-    root = _read_root(image.root) if image.root.is_dir() else {}
+    root = shelf.read_root(image.root)
     if digest(root) != image.digest:
         raise MendHost(
             "C711",
             f"the files of the {image.kind.value} image are not what they were built as",
             hint="chainctl images build",
         )
-    return pack(image.kind, machine_arch(), root)
+    return pack(image.kind, image.arch, root)
 
 
 def list_images(settings: Settings) -> list[Image]:
     """Every image on this machine, also those of other versions of chainctl."""
-    pinned = {pins.digest for pins in load_lock(machine_arch()).images.values()}
-    kinds = {kind.value for kind in ImageKind}
-    return [
+    pinned = {pins.digest for arch in ARCHES for pins in load_lock(arch).images.values()}
+    found = (
         _image(path.parent, pinned=path.parent.name in pinned)
-        for path in sorted(settings.image_dir.glob("*/manifest.json"))
-        # A newer version of chainctl may keep kinds here that this one does not know.
-        if json.loads(path.read_text())["kind"] in kinds
-    ]
+        for path in settings.image_dir.glob(f"*/{shelf.MANIFEST}")
+    )
+    return sorted(filter(None, found), key=lambda i: (i.kind.value, i.arch, i.digest))
 
 
 def pin_current(arch: str, settings: Settings) -> Lock:
     """A new lock of what Debian's signed index has now, with the digests of its images."""
-    from chainctl.images.debian import assemble, digest, pin
+    from chainctl.images.debian import assemble, pin
     from chainctl.images.mirror import fetch, read_index, read_mirrors
 
     mirrors = read_mirrors(_APT)
-    with _only_builder(settings.image_dir) as cache:
+    with shelf.only_builder(settings.image_dir) as cache:
         lock = pin(read_index(mirrors, SUITE, arch), arch)
         for kind, pins in lock.images.items():
-            root = assemble(kind, arch, [fetch(p, mirrors, cache) for p in pins.packages])
-            lock = lock.with_digest(kind, digest(root))
+            made = assemble(kind, arch, [(p, fetch(p, mirrors, cache)) for p in pins.packages])
+            lock = lock.with_digest(kind, digest(made.root))
     return lock
 
 
 def machine_arch() -> str:
     """Debian's name for this machine. Raises MendHost C708 when there are no images for it."""
     machine = platform.machine()
-    if machine not in _ARCHES:
+    named = dict(zip(("x86_64", "aarch64"), ARCHES, strict=True))
+    if machine not in named:
         raise MendHost(
             "C708", f"there are no images for {machine}", hint="use an x86_64 or aarch64 machine"
         )
-    return _ARCHES[machine]
+    return named[machine]
 
 
 def _find(kind: ImageKind, shipped: Lock, folder: Path, *, locked: bool) -> Image | None:
-    pinned = folder / shipped.images[kind].digest
-    if (pinned / "manifest.json").exists():
-        return _image(pinned, pinned=True)
+    if found := _image(folder / shipped.images[kind].digest, pinned=True):
+        return found
     replacement = _replacement(kind, shipped, folder)
     if locked or not replacement.exists():
         return None
-    taken = folder / parse_lock(replacement.read_text()).images[kind].digest
-    return _image(taken, pinned=False) if (taken / "manifest.json").exists() else None
+    taken = parse_lock(replacement.read_text()).images[kind].digest
+    return _image(folder / taken, pinned=False)
 
 
 def _replacement(kind: ImageKind, shipped: Lock, folder: Path) -> Path:
@@ -144,22 +195,38 @@ def _replacement(kind: ImageKind, shipped: Lock, folder: Path) -> Path:
     return folder / f"instead-of-{shipped.images[kind].digest[:16]}.lock.json"
 
 
-def _image(folder: Path, *, pinned: bool) -> Image:
-    manifest = json.loads((folder / "manifest.json").read_text())
-    kind, packages = ImageKind(manifest["kind"]), tuple(manifest["packages"])
-    return Image(kind, folder.name, folder / "rootfs", pinned, packages)
+def _image(folder: Path, *, pinned: bool) -> Image | None:
+    """None when there is none, or one of another version that keeps other facts."""
+    try:
+        facts = json.loads((folder / shelf.MANIFEST).read_text())
+        return Image(
+            kind=ImageKind(facts["kind"]),
+            arch=facts["arch"],
+            digest=folder.name,
+            root=folder / shelf.ROOT,
+            pinned=pinned,
+            packages=tuple(facts["packages"]),
+            size=facts["size"],
+            gzip_size=facts["gzip_size"],
+        )
+    except (OSError, KeyError, ValueError):
+        return None
 
 
 def _build(kind: ImageKind, shipped: Lock, folder: Path, *, locked: bool, apt: Path) -> Image:
-    from chainctl.images.debian import assemble, digest, pin
+    from chainctl.images.debian import assemble, pin
     from chainctl.images.mirror import MissingAtMirror, fetch, read_index, read_mirrors
 
-    with _only_builder(folder) as cache:
+    with shelf.only_builder(folder) as cache:
         if found := _find(kind, shipped, folder, locked=locked):
             return found
         mirrors, lock = read_mirrors(apt), shipped
+
+        def fetched(packages: Sequence[Package]) -> list[tuple[Package, bytes]]:
+            return [(package, fetch(package, mirrors, cache)) for package in packages]
+
         try:
-            packages = [fetch(p, mirrors, cache) for p in lock.images[kind].packages]
+            packages = fetched(lock.images[kind].packages)
         except MissingAtMirror as gone:
             if locked:
                 raise RefusedByPolicy(
@@ -168,9 +235,9 @@ def _build(kind: ImageKind, shipped: Lock, folder: Path, *, locked: bool, apt: P
                     hint="build without --locked, or take a version of chainctl with newer pins",
                 ) from None
             lock = pin(read_index(mirrors, shipped.suite, shipped.arch), shipped.arch)
-            packages = [fetch(p, mirrors, cache) for p in lock.images[kind].packages]
-        root = assemble(kind, lock.arch, packages)
-        made = digest(root)
+            packages = fetched(lock.images[kind].packages)
+        assembled = assemble(kind, lock.arch, packages)
+        made = digest(assembled.root)
         if lock is shipped and made != shipped.images[kind].digest:
             raise MendHost(
                 "C709",
@@ -178,90 +245,32 @@ def _build(kind: ImageKind, shipped: Lock, folder: Path, *, locked: bool, apt: P
                 f"{shipped.images[kind].digest} is pinned",
                 hint="this installation of chainctl is damaged: install it again",
             )
-        with _writing(folder):
-            _store(kind, lock, root, folder / made)
+        with shelf.writing(folder):
+            shelf.put(folder / made, assembled.root, _texts(kind, lock, assembled))
             if lock is not shipped:
                 text = render_lock(lock.with_digest(kind, made))
                 write_atomic(_replacement(kind, shipped, folder), text.encode(), 0o644)
-        return _image(folder / made, pinned=lock is shipped)
+        image = _image(folder / made, pinned=lock is shipped)
+        assert image is not None
+        return image
 
 
-@contextmanager
-def _only_builder(folder: Path) -> Iterator[Path]:
-    """One builder at a time, and no rests of an earlier one. Gives the folder of downloads."""
-    cache = folder / "cache"
-    with _writing(folder):
-        cache.mkdir(parents=True, exist_ok=True)
-        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        for rest in folder.glob(".*"):
-            if rest.is_dir():
-                shutil.rmtree(rest)
-        for rest in cache.glob("*.arriving*"):
-            rest.unlink()
-        yield cache
-    finally:
-        os.close(handle)
+def _texts(kind: ImageKind, lock: Lock, made: Assembled) -> dict[str, bytes]:
+    """What lies beside the root."""
+    from chainctl.images.archive import pack
+    from chainctl.images.sbom import render_sbom
 
-
-@contextmanager
-def _writing(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise MendHost(
-            "C710",
-            f"cannot write below {folder}: {error.strerror}",
-            hint="run as root and make room, or point CHAINCTL_IMAGE_DIR at another disk",
-        ) from None
-
-
-def _store(kind: ImageKind, lock: Lock, root: Root, target: Path) -> None:
-    """Appear whole or not at all, also after a power cut."""
-    if target.exists():
-        _remove(target)
-    building = target.with_name(f".{target.name}")
-    _write_root(root, building / "rootfs")
-    packages = [f"{p.name} {p.version}" for p in lock.images[kind].packages]
-    manifest = {"kind": kind.value, "packages": packages, "signed": lock.date}
-    write_atomic(
-        building / "manifest.json", (json.dumps(manifest, indent=1) + "\n").encode(), 0o644
-    )
-    os.sync()
-    building.rename(target)
-
-
-def _remove(image: Path) -> None:
-    doomed = image.with_name(f".gone-{image.name}")
-    image.rename(doomed)
-    shutil.rmtree(doomed)
-
-
-def _write_root(root: Root, target: Path) -> None:
-    target.mkdir(parents=True)
-    target.chmod(0o755)
-    for path in sorted(root):
-        node, place = root[path], target / path
-        if isinstance(node.content, str):
-            place.symlink_to(node.content)
-            continue
-        if node.content is None:
-            place.mkdir()
-        else:
-            place.write_bytes(node.content)
-        place.chmod(stat.S_IMODE(node.mode))
-
-
-def _read_root(target: Path) -> Root:
-    from chainctl.images.debian import Node
-
-    root: dict[str, Node] = {}
-    for place in target.rglob("*"):
-        mode = place.lstat().st_mode
-        if stat.S_ISLNK(mode):
-            content: bytes | str | None = str(place.readlink())
-        else:
-            content = place.read_bytes() if stat.S_ISREG(mode) else None
-        root[str(place.relative_to(target))] = Node(mode, content)
-    return root
+    contents = [node.content for node in made.root.values() if isinstance(node.content, bytes)]
+    facts = {
+        "kind": kind.value,
+        "arch": lock.arch,
+        "packages": [f"{part.package.name} {part.package.version}" for part in made.parts],
+        "signed": lock.date,
+        "size": sum(map(len, contents)),
+        "gzip_size": len(zlib.compress(pack(kind, lock.arch, made.root).data)),
+    }
+    return {
+        shelf.MANIFEST: (json.dumps(facts, indent=1) + "\n").encode(),
+        shelf.SBOM: render_sbom(kind, lock.arch, lock.date, made).encode(),
+        **{f"{shelf.LICENCES}/{part.package.name}": part.copyright for part in made.parts},
+    }

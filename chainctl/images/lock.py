@@ -26,6 +26,8 @@ class Recipe:
 
     packages: tuple[str, ...]
     """Every package that supplies a file, no other."""
+    main: str
+    """The one that brings the program."""
     program: str
     arguments: tuple[str, ...] = ()
     """What the program is always given."""
@@ -39,7 +41,10 @@ class Recipe:
 
 RECIPES = {
     ImageKind.WIREGUARD: Recipe(
-        ("libc6", "wireguard-go"), "/usr/bin/wireguard-go", directories=("/run/wireguard",)
+        ("libc6", "wireguard-go"),
+        "wireguard-go",
+        "/usr/bin/wireguard-go",
+        directories=("/run/wireguard",),
     ),
     ImageKind.OPENVPN: Recipe(
         (
@@ -47,11 +52,12 @@ RECIPES = {
             *("libnl-genl-3-200", "libpkcs11-helper1t64", "libssl3t64", "libsystemd0"),
             *("libxxhash0", "libzstd1", "openvpn", "zlib1g"),
         ),
+        "openvpn",
         "/usr/sbin/openvpn",
         # It refuses to start where it cannot write to its directory for temporary files.
         directories=("/run/openvpn", "/tmp"),  # noqa: S108
     ),
-    ImageKind.PAUSE: Recipe(("catatonit",), "/usr/bin/catatonit", arguments=("-P",)),
+    ImageKind.PAUSE: Recipe(("catatonit",), "catatonit", "/usr/bin/catatonit", arguments=("-P",)),
 }
 
 
@@ -74,6 +80,12 @@ LICENCES = {
     "zlib1g": "Zlib",
 }
 """SPDX expressions, read in the copyright files of the packages for the files that are taken."""
+
+
+def licence_of(kind: ImageKind) -> str:
+    """The SPDX expression for all of an image's packages."""
+    single = {LICENCES[name] for name in RECIPES[kind].packages}
+    return " AND ".join(sorted(f"({one})" if " OR " in one else one for one in single))
 
 
 @dataclass(frozen=True)

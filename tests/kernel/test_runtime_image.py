@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import stat
+import struct
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -12,6 +14,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from spdx_tools.spdx.parser.parse_anything import parse_file
+from spdx_tools.spdx.validation.document_validator import validate_full_spdx_document
 
 from chainctl.errors import ChainctlError
 from chainctl.images.image import (
@@ -22,6 +26,7 @@ from chainctl.images.image import (
     machine_arch,
     pack_image,
     rebuild_if_damaged,
+    verify_image,
 )
 from chainctl.images.lock import ImageKind, load_lock
 from chainctl.images.mirror import read_mirrors
@@ -55,6 +60,17 @@ def test_the_image_is_what_the_lock_promises(
     assert image.pinned
     assert image.digest == load_lock(machine_arch()).images[kind].digest
     assert is_whole(image)
+
+
+@pytest.mark.parametrize("kind", ImageKind)
+def test_the_image_keeps_its_contract(built: dict[ImageKind, Image], kind: ImageKind) -> None:
+    image = built[kind]
+    assert verify_image(image) == []
+    document = parse_file(str(image.sbom))
+    assert validate_full_spdx_document(document) == []
+    licences = image.sbom.with_name("licences")
+    assert {f"{p.name}" for p in licences.iterdir()} == {n.split()[0] for n in image.packages}
+    assert all(p.stat().st_size > 500 for p in licences.iterdir())
 
 
 PROGRAMS = {
@@ -116,6 +132,17 @@ def test_what_an_interrupted_build_left_does_no_harm(image: Image, settings: Set
     assert not list(settings.image_dir.glob("cache/*.arriving"))
 
 
+def test_rights_beside_the_mode_are_seen(image: Image) -> None:
+    library = image.root / "usr/lib/x86_64-linux-gnu/libc.so.6"
+    # CAP_NET_RAW, permitted and effective (struct vfs_cap_data, linux/capability.h).
+    os.setxattr(library, "security.capability", struct.pack("<IIIII", 0x2000001, 1 << 13, 0, 0, 0))
+    os.chown(image.root / "etc/passwd", 7, 7)
+    assert verify_image(image) == [
+        "etc/passwd belongs to the user 7",
+        "usr/lib/x86_64-linux-gnu/libc.so.6 carries capabilities",
+    ]
+
+
 @pytest.mark.parametrize("damage", ["content", "mode", "extra", "missing"])
 def test_damage_is_seen_and_repaired(image: Image, settings: Settings, damage: str) -> None:
     program = image.root / "usr/bin/wireguard-go"
@@ -129,6 +156,7 @@ def test_damage_is_seen_and_repaired(image: Image, settings: Settings, damage: s
     else:
         program.unlink()
     assert not is_whole(image)
+    assert verify_image(image)
     with pytest.raises(ChainctlError, match="C711"):
         pack_image(image)
     assert is_whole(rebuild_if_damaged(image, settings))

@@ -169,6 +169,9 @@ def test_doctor_and_images(lab: Lab) -> None:
     check("`doctor`", findings)
     images.add(say(lab, "images", "list"))
     check("`images build`, `images list`", images)
+    verified = Seen()
+    verified.add([{**one, "breaches": ["one"]} for one in say(lab, "images", "verify")])
+    check("`images verify`", verified)
 
 
 def test_lab(lab: Lab) -> None:

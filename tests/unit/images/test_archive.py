@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chainctl.images.archive import Archive, pack, render_tar
-from chainctl.images.debian import Node
 from chainctl.images.lock import LICENCES, RECIPES, ImageKind
+from chainctl.images.root import Node
 
 ROOT = {
     "usr": Node(stat.S_IFDIR | 0o755),

@@ -7,24 +7,36 @@ import tarfile
 
 import pytest
 
-from chainctl.images.deb import Entry, File, Link, follow, normal, unpack
+from chainctl.images.deb import Entry, File, Link, control, follow, normal, unpack
 
 
-def deb(members: list[tarfile.TarInfo], contents: dict[str, bytes]) -> bytes:
+def deb(
+    members: list[tarfile.TarInfo], contents: dict[str, bytes], fields: str = "Package: some\n"
+) -> bytes:
     """A package as dpkg-deb writes it: an ar archive of three members."""
-    data = io.BytesIO()
-    with tarfile.open(fileobj=data, mode="w:xz") as archive:
-        for member in members:
-            content = contents.get(member.name, b"")
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
-    parts = [("debian-binary", b"2.0\n"), ("control.tar.xz", b"odd"), ("data.tar.xz/", b"")]
-    parts[2] = ("data.tar.xz/", data.getvalue())
+    parts = [
+        ("debian-binary", b"2.0\n"),
+        ("control.tar.xz", _tar([member("./md5sums"), member("./control")], fields)),
+        ("data.tar.xz/", _tar(members, contents)),
+    ]
     out = b"!<arch>\n"
     for name, content in parts:
         out += f"{name:<16}{0:<12}{0:<6}{0:<6}{644:<8}{len(content):<10}`\n".encode() + content
         out += b"\n" * (len(content) % 2)
     return out
+
+
+def _tar(members: list[tarfile.TarInfo], contents: dict[str, bytes] | str) -> bytes:
+    data = io.BytesIO()
+    with tarfile.open(fileobj=data, mode="w:xz") as archive:
+        for one in members:
+            if isinstance(contents, str):
+                content = contents.encode() if one.name == "./control" else b"words"
+            else:
+                content = contents.get(one.name, b"")
+            one.size = len(content)
+            archive.addfile(one, io.BytesIO(content))
+    return data.getvalue()
 
 
 def member(name: str, kind: bytes = tarfile.REGTYPE, target: str = "") -> tarfile.TarInfo:
@@ -47,6 +59,15 @@ def test_files_links_and_hard_links_are_unpacked_below_a_merged_usr() -> None:
         "/usr/lib/libx.so.1.2": File(b"code"),
         "/usr/lib/libx.so.1": Link("libx.so.1.2"),
         "/usr/bin/twin": File(b"code"),
+    }
+
+
+def test_control_fields_are_read_with_their_continued_lines() -> None:
+    fields = "Package: some\nBuilt-Using: a (= 1),\n b (= 2)\nDescription: short\n long\n .\n"
+    assert control(deb([], {}, fields)) == {
+        "Package": "some",
+        "Built-Using": "a (= 1), b (= 2)",
+        "Description": "short long .",
     }
 
 

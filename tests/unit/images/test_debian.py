@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import stat
 from dataclasses import replace
 
@@ -11,13 +12,22 @@ from hypothesis import strategies as st
 
 from chainctl.errors import MendHost
 from chainctl.images.deb import Entry, File, Link
-from chainctl.images.debian import Node, assemble, closure, digest
-from chainctl.images.lock import ImageKind
+from chainctl.images.debian import assemble, closure
+from chainctl.images.lock import ImageKind, Package
+from chainctl.images.root import Node, digest
 from tests.unit.images.elves import elf
 from tests.unit.images.test_deb import deb, member
 
 PROGRAM = "/usr/bin/wireguard-go"
 LIBS = "/usr/lib/x86_64-linux-gnu"
+
+
+def package(name: str, files: dict[str, bytes], fields: str = "") -> tuple[Package, bytes]:
+    """One as it is pinned, and its bytes."""
+    files = {**files, f"./usr/share/doc/{name}/copyright": f"rights of {name}".encode()}
+    data = deb([member(n) for n in files], files, f"Package: {name}\n{fields}")
+    path = f"pool/main/x/{name}_1.0-1_amd64.deb"
+    return Package(name, "1.0-1", path, hashlib.sha256(path.encode()).hexdigest()), data
 
 
 def test_the_closure_follows_needed_libraries_the_loader_and_links() -> None:
@@ -46,7 +56,8 @@ def test_only_what_the_program_needs_is_taken_and_there_is_no_shell() -> None:
         "./bin/sh": elf(),
         "./lib/x86_64-linux-gnu/libc.so.6": elf(),
     }
-    root = assemble(ImageKind.WIREGUARD, "amd64", [deb([member(n) for n in names], names)])
+    made = assemble(ImageKind.WIREGUARD, "amd64", [package("some", names)])
+    root = made.root
     programs = {p for p, node in root.items() if stat.S_ISREG(node.mode) and node.mode & 0o111}
     assert programs == {"usr/bin/wireguard-go", "usr/lib64/ld.so"}
     assert root["usr/lib/x86_64-linux-gnu/libc.so.6"].mode == stat.S_IFREG | 0o644
@@ -56,9 +67,33 @@ def test_only_what_the_program_needs_is_taken_and_there_is_no_shell() -> None:
     assert all(node.mode & 0o6000 == 0 for node in root.values())
 
 
+def test_each_package_is_named_with_its_source_its_licence_and_what_it_gave() -> None:
+    library = package(
+        "libc6",
+        {"./lib/x86_64-linux-gnu/libc.so.6": elf()},
+        "Source: glibc (2.41-1)\nBuilt-Using: gcc-14 (= 14.2-1), nothing (>= 1)\n",
+    )
+    program = package("wireguard-go", {"./usr/bin/wireguard-go": elf(needed=["libc.so.6"])})
+    made = assemble(ImageKind.WIREGUARD, "amd64", [program, library])
+    assert [part.source for part in made.parts] == ["wireguard-go 1.0-1", "glibc 2.41-1"]
+    assert [part.built_using for part in made.parts] == [(), ("gcc-14 14.2-1",)]
+    assert [part.files for part in made.parts] == [
+        ("usr/bin/wireguard-go",),
+        ("usr/lib/x86_64-linux-gnu/libc.so.6",),
+    ]
+    assert made.parts[1].copyright == b"rights of libc6"
+
+
+def test_a_package_without_its_licence_is_refused() -> None:
+    names = {"./usr/bin/wireguard-go": elf()}
+    bare = deb([member(n) for n in names], names)
+    with pytest.raises(MendHost, match="some comes without its licence"):
+        assemble(ImageKind.WIREGUARD, "amd64", [(Package("some", "1", "pool/x", "0"), bare)])
+
+
 def test_packages_without_the_program_are_a_clear_error() -> None:
     with pytest.raises(MendHost, match="wireguard-go is in none of the packages") as caught:
-        assemble(ImageKind.WIREGUARD, "amd64", [deb([], {})])
+        assemble(ImageKind.WIREGUARD, "amd64", [package("some", {})])
     assert caught.value.code == "C707"
 
 
