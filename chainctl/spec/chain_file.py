@@ -26,6 +26,7 @@ from chainctl.spec.model import (
     HopSpec,
     LanSpec,
     Notice,
+    OpenVpnServer,
     RotationSpec,
     ServerProfile,
     WanSpec,
@@ -290,7 +291,9 @@ def _independence(written: Independent) -> Independence:
 
 
 def _check_resolver(file: ChainFile, exit_hop: HopSpec, complaints: _Complaints) -> None:
-    silent = [profile.name for profile in exit_hop.pool if not profile.dns]
+    # An OpenVPN server names its resolver when it is asked.
+    pool = (server for server in exit_hop.pool if not isinstance(server, OpenVpnServer))
+    silent = [server.name for server in pool if not server.dns]
     if file.dns.upstream is None and silent:
         others = f" (and {len(silent) - 1} more)" if len(silent) > 1 else ""
         complaints.add(

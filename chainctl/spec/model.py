@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import TypeAlias
 
 from chainctl.model.independence import Independence, Trait
+from chainctl.model.openvpn import OpenVpnProfile
 from chainctl.model.parts import LanMode
 from chainctl.model.secret import Secret
 from chainctl.spec.yaml_text import PathInFile, Place
@@ -84,7 +85,32 @@ class WireGuardProfile:
     labels: Labels = Labels()
 
 
-ServerProfile: TypeAlias = WireGuardProfile
+@dataclass(frozen=True)
+class OpenVpnServer:
+    """A server of a provider, as one `remote` of an OpenVPN profile names it."""
+
+    name: str
+    """The file's name without its ending; with `#2` behind for the second `remote`, and so on,
+    when there are several."""
+    endpoint: Endpoint
+    protocol: int
+    """UDP or TCP of `chainctl.model.parts`."""
+    profile: OpenVpnProfile
+    dns: tuple[IPv4Address, ...]
+    mtu: int | None
+    """Bytes; what the provider says at most."""
+    file: Path
+    notices: tuple[Notice, ...] = field(default=(), compare=False)
+    """About the file; with the first of its servers."""
+    labels: Labels = Labels()
+
+    @property
+    def addresses(self) -> tuple[IPv4Interface, ...]:
+        """None that is known: the server says the client's address when it connects."""
+        return ()
+
+
+ServerProfile: TypeAlias = WireGuardProfile | OpenVpnServer
 """A server a hop may use; another kind of VPN is another member of this union."""
 
 

@@ -12,9 +12,10 @@ from pathlib import Path
 from chainctl.errors import Complaint, MendFile
 from chainctl.spec.forms import Account, Source
 from chainctl.spec.labels import combine
+from chainctl.spec.logins import is_login_file
 from chainctl.spec.model import Notice, ServerProfile, WireGuardProfile
+from chainctl.spec.profile_file import load_profiles
 from chainctl.spec.server_list import ListedServer, load_server_list
-from chainctl.spec.wireguard_profile import load_wireguard_profile
 from chainctl.spec.words import quote
 from chainctl.spec.yaml_text import PathInFile
 
@@ -53,8 +54,8 @@ class _Reader:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.pool = Pool()
-        self.profiles: dict[Path, WireGuardProfile | None] = {}
-        """What was read, None with complaints; a file may be named several times."""
+        self.profiles: dict[Path, tuple[ServerProfile, ...]] = {}
+        """What was read, nothing with complaints; a file may be named several times."""
         self.added: set[Path] = set()
 
     def find(self, pattern: str, at: PathInFile) -> list[Path]:
@@ -71,19 +72,28 @@ class _Reader:
             self.pool.flaws.append((at, words))
         return found[0] if len(found) == 1 else None
 
-    def load(self, file: Path) -> WireGuardProfile | None:
+    def load(self, file: Path) -> tuple[ServerProfile, ...]:
         if file not in self.profiles:
             try:
-                self.profiles[file] = load_wireguard_profile(file)
+                self.profiles[file] = load_profiles(file)
             except MendFile as error:
-                self.profiles[file] = None
-                self.pool.complaints.extend(error.complaints)
+                self.profiles[file] = ()
+                # A login that serves many profiles is complained about once.
+                new = (each for each in error.complaints if each not in self.pool.complaints)
+                self.pool.complaints.extend(new)
         return self.profiles[file]
 
+    def load_account(self, file: Path, at: PathInFile) -> WireGuardProfile | None:
+        for profile in self.load(file):
+            if isinstance(profile, WireGuardProfile):
+                return profile
+            words = f"{quote(file.name)} is an OpenVPN profile; a list needs one of WireGuard"
+            self.pool.flaws.append((at, words))
+        return None
+
     def add_file(self, file: Path) -> None:
-        profile = self.load(file)
-        if profile and file not in self.added:
-            self.pool.profiles.append(profile)
+        if file not in self.added:
+            self.pool.profiles.extend(self.load(file))
             self.added.add(file)
 
     def add_account(self, source: Account, number: int) -> None:
@@ -95,7 +105,7 @@ class _Reader:
         """
         file = self.find_one(source.account, (number, "account"))
         path = self.find_one(source.list, (number, "list"))
-        account = self.load(file) if file else None
+        account = self.load_account(file, (number, "account")) if file else None
         listed = self.load_list(path, (number, "list")) if path else None
         if file is None or path is None or account is None or listed is None:
             return
@@ -133,14 +143,14 @@ def _with_account(account: WireGuardProfile, server: ListedServer, file: Path) -
 
 
 def find_profiles(pattern: str, folder: Path) -> list[Path]:
-    """The files `pattern` names, sorted; ValueError with the reason when there are none."""
+    """The profiles `pattern` names, sorted; ValueError with the reason when there are none."""
     try:
         os.fsencode(pattern)
     except UnicodeEncodeError:
         raise ValueError(f"{quote(pattern)} is not a possible path") from None
     path = folder / pattern
     if os.path.isdir(path):  # noqa: PTH112 (answers also for what is no possible path)
-        meant = f"{pattern.rstrip('/')}/*.conf"
+        meant = f"{pattern.rstrip('/')}/{_pattern_for(path)}"
         raise ValueError(f"{quote(pattern)} is a directory; did you mean {quote(meant)}?")
     if not glob.has_magic(pattern):
         if not os.path.lexists(path):
@@ -148,9 +158,16 @@ def find_profiles(pattern: str, folder: Path) -> list[Path]:
         return [path]
     # Not recursive (`**` is an ordinary `*`), and stopped at the limit: never a whole disk.
     matches = glob.iglob(os.path.join(glob.escape(str(folder)), pattern))  # noqa: PTH207
-    found = list(itertools.islice(matches, LARGEST_POOL + 1))
+    profiles = (path for path in map(Path, matches) if not is_login_file(path))
+    found = list(itertools.islice(profiles, LARGEST_POOL + 1))
     if len(found) > LARGEST_POOL:
         raise ValueError(f"{quote(pattern)} matches more than {LARGEST_POOL} files")
     if not found:
         raise ValueError(f"{quote(pattern)} matches no file; paths are relative to this file")
-    return [Path(name) for name in sorted(found)]
+    return sorted(found)
+
+
+def _pattern_for(folder: Path) -> str:
+    files = folder.iterdir() if os.access(folder, os.R_OK) else ()
+    kinds = {file.suffix for file in files} & {".conf", ".ovpn"}
+    return "*" if len(kinds) == 2 else f"*{kinds.pop() if kinds else '.conf'}"

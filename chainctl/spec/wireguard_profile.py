@@ -72,9 +72,6 @@ class _Reader:
         """IPv6 parts, for one notice about all of them."""
 
     def read(self) -> WireGuardProfile | None:
-        if _is_openvpn(self.text):
-            self.complain(Place(1, 1), "C213", "an OpenVPN profile: OpenVPN hops are not built yet")
-            return None
         if not self.path.stem.isprintable():
             self.complain(Place(1, 1), "C201", "the file's name contains unprintable characters")
         sections, flaws = parse_wgquick(self.text)
@@ -302,15 +299,6 @@ class _Reader:
                 setting = interface.settings[key]
                 words = f"{_INTERFACE[key]} is not used: {reason}"
                 self.notice(setting.key_places[0], "N105", words)
-
-
-def _is_openvpn(text: str) -> bool:
-    if re.search(r"^\s*\[(interface|peer)\]", text, re.IGNORECASE | re.MULTILINE):
-        return False
-    directive = (
-        r"^[ \t]*(--)?(client|remote[ \t]+\S+|dev[ \t]+(tun|tap)\S*|<(ca|cert|tls-crypt)>)\s*"
-    )
-    return re.search(directive, text, re.MULTILINE) is not None
 
 
 def parse_key(word: str) -> str:

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
-from chainctl.errors import MendFile
+from chainctl.errors import Complaint, MendFile
 from chainctl.host.resolver import lookup_ipv4
 from chainctl.model.facts import NetworkFacts
 from chainctl.model.selection import HopSelection
 from chainctl.net.facts import read_network
 from chainctl.spec.chain_file import load_chain_file
-from chainctl.spec.model import ChainSpec
+from chainctl.spec.logins import check_logins
+from chainctl.spec.model import ChainSpec, OpenVpnServer
 from chainctl.spec.overlap import check_overlap
 from chainctl.spec.pins import resolve_endpoints
 from chainctl.store.journal import Journal
@@ -61,7 +62,8 @@ def gather(file: Path, machine: Machine, journal: Journal) -> Gathered:
     network = read_network()
     wanted = journal.chain(spec.name)
     names = _pinned_names(spec, journal, running=bool(wanted and wanted.up))
-    complaints = check_overlap(spec, _foreign_routes(network), names)
+    overlaps = check_overlap(spec, _foreign_routes(network), names)
+    complaints = (*overlaps, *check_logins(spec), *_not_built(spec))
     if complaints:
         raise MendFile.of(complaints)
     number = wanted.number if wanted else machine.free_number(journal)
@@ -78,6 +80,13 @@ def gather(file: Path, machine: Machine, journal: Journal) -> Gathered:
             path_mtus=journal.recall(spec.name, "path_mtus", {}),
         ),
     )
+
+
+def _not_built(spec: ChainSpec) -> Iterator[Complaint]:
+    for hop in spec.hops:
+        if any(isinstance(server, OpenVpnServer) for server in hop.pool):
+            words = f"hop {hop.name}: OpenVPN hops are not built yet; take WireGuard profiles"
+            yield Complaint(str(spec.file), hop.line, 1, "C213", words)
 
 
 def recall_selection(name: str, journal: Journal) -> dict[str, HopSelection]:

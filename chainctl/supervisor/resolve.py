@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address
 from typing import Any
 
-from chainctl.errors import ChangeServer, MendHost
+from chainctl.errors import ChangeServer, MendFile, MendHost
 from chainctl.model.chain import (
     LEGS_PER_CHAIN,
     MINIMUM_MTU,
@@ -26,7 +26,7 @@ from chainctl.model.facts import Known, NetworkFacts
 from chainctl.model.parts import LanMode
 from chainctl.model.selection import HopSelection
 from chainctl.model.wireguard import WireGuardConfig
-from chainctl.spec.model import ChainSpec, HopSpec, LanSpec, ServerProfile
+from chainctl.spec.model import ChainSpec, HopSpec, LanSpec, OpenVpnServer, ServerProfile
 from chainctl.spec.pins import address_of, usable
 from chainctl.supervisor.choose import Candidate
 from chainctl.supervisor.path import NoPath, choose_path
@@ -175,6 +175,8 @@ def _hop(facts: Facts, number: int, spec: HopSpec, chosen: HopSelection) -> Hop:
 def _tunnel(facts: Facts, number: int, profile: ServerProfile, slot: Slot) -> Tunnel:
     address = address_of(profile, facts.names)
     assert address is not None, "settle passes over servers without an address"
+    if isinstance(profile, OpenVpnServer):
+        raise MendFile("C213", "OpenVPN hops are not built yet", where=profile.name)
     config = WireGuardConfig(
         private_key=profile.private_key,
         listen_port=source_port(facts.number, number, slot),

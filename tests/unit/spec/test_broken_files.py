@@ -13,7 +13,7 @@ import pytest
 from chainctl.cli.output import report_error
 from chainctl.errors import MendFile
 from chainctl.spec.chain_file import load_chain_file
-from chainctl.spec.wireguard_profile import load_wireguard_profile
+from chainctl.spec.profile_file import load_profiles
 from tests.conftest import Golden
 
 HERE = Path(__file__).parent
@@ -47,7 +47,7 @@ def test_chain_file(path: Path, golden: Golden, capsys: pytest.CaptureFixture[st
 @pytest.mark.parametrize("path", PROFILES, ids=lambda path: path.stem)
 def test_profile(path: Path, golden: Golden, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(MendFile) as caught:
-        load_wireguard_profile(Path("profiles") / path.name)
+        load_profiles(Path("profiles") / path.name)
     report_error(caught.value)
     text = capsys.readouterr().err
     golden(HERE / "golden" / "profiles" / f"{path.stem}.txt", text)

@@ -17,6 +17,7 @@ SOURCES = [
     *(ROOT / "chainctl" / "spec").glob("*.py"),
     ROOT / "chainctl" / "cli" / "init.py",
     ROOT / "chainctl" / "host" / "resolver.py",
+    ROOT / "chainctl" / "supervisor" / "gather.py",
 ]
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from chainctl.spec.chain_file import parse_chain_file
 from chainctl.spec.forms import Account
-from chainctl.spec.model import ChainSpec, Endpoint, Labels
+from chainctl.spec.model import ChainSpec, Endpoint, Labels, WireGuardProfile
 from chainctl.spec.overlap import check_overlap
 from chainctl.spec.pool import load_pool
 from tests.unit.spec.builders import PRIVATE, PUBLIC, SHARED, chain_text, key, profile_text
@@ -40,7 +40,8 @@ def _spec(
 def test_an_account_serves_all_servers_of_its_list(folder: Path) -> None:
     pool = load_pool([ACCOUNT], folder)
     assert pool.whole
-    own, listed, other = pool.profiles
+    profiles = [each for each in pool.profiles if isinstance(each, WireGuardProfile)]
+    own, listed, other = profiles
     assert (own.name, own.peer_public_key) == ("account", PUBLIC)
     assert own.labels == Labels("de", operator="mullvad")
     assert listed.name == "se-sto-01"
@@ -50,7 +51,7 @@ def test_an_account_serves_all_servers_of_its_list(folder: Path) -> None:
     assert listed.file == folder / "relays.csv"
     assert (other.name, other.endpoint) == ("relay", Endpoint("relay.example", 443))
     assert other.labels == Labels("ch", operator="other")
-    for profile in pool.profiles:
+    for profile in profiles:
         assert profile.private_key.reveal() == PRIVATE
         assert profile.addresses == own.addresses
         assert profile.dns == own.dns

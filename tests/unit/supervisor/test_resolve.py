@@ -25,7 +25,7 @@ from chainctl.model.parts import LanMode
 from chainctl.model.secret import Secret
 from chainctl.model.selection import HopSelection
 from chainctl.spec.chain_file import load_chain_file
-from chainctl.spec.model import ChainSpec, HopSpec, WireGuardProfile
+from chainctl.spec.model import ChainSpec, HopSpec, ServerProfile
 from chainctl.supervisor.resolve import Facts, resolve, settle
 from tests.unit.spec.builders import chain_text, profile, profile_text
 
@@ -96,7 +96,7 @@ def test_a_name_without_an_address_is_passed_over(spec: ChainSpec) -> None:
     assert resolve(odd, facts).hops[0].tunnel.endpoint == IPv4Address("203.0.113.5")
 
 
-def _with_pools(spec: ChainSpec, *pools: tuple[WireGuardProfile, ...]) -> ChainSpec:
+def _with_pools(spec: ChainSpec, *pools: tuple[ServerProfile, ...]) -> ChainSpec:
     hops = zip(spec.hops, pools, strict=False)
     return replace(spec, hops=tuple(replace(hop, pool=pool) for hop, pool in hops))
 
