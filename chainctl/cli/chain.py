@@ -301,7 +301,7 @@ def _print_chain(facts: Facts) -> None:
                 "-" if hop["rtt_ms"] is None else f"{hop['rtt_ms']:.0f} ms",
                 "-" if hop["loss_percent"] is None else f"{hop['loss_percent']:.0f} %",
                 _next(hop),
-                f"{hop['verdict'].upper()}  {hop['evidence']}".strip(),
+                f"{_state(hop)}  {hop['evidence']}".strip(),
             )
             for hop in hops
         ]
@@ -319,6 +319,12 @@ def _print_chain(facts: Facts) -> None:
     if facts["posture"] != "open" and facts["why_closed"]["hint"]:
         hint = facts["why_closed"]["hint"]
         click.echo(f"Next: {hint}")
+
+
+def _state(hop: Facts) -> str:
+    """`FAULT` where nothing is known but silence, else the class of the fault."""
+    known = hop["fault"] not in (None, "dead")
+    return str(hop["fault"] if known else hop["verdict"]).upper()
 
 
 def _next(hop: Facts) -> str:

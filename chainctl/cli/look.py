@@ -52,7 +52,9 @@ def explain(chain: str | None, as_json: bool) -> None:
         click.echo(f"\n{hop['hop']}: {_sentence(hop)}")
         for entry in hop["quarantine"]:
             rest = printing.in_words(entry["seconds"])
-            click.echo(f"  {entry['server']} failed and is passed over for {rest}")
+            until = time.strftime("%H:%M", time.localtime(time.time() + entry["seconds"]))
+            why = f" ({entry['why']})" if entry["why"] else ""
+            click.echo(f"  {entry['server']} failed{why} and is passed over for {rest}, to {until}")
     click.echo("\nWhat happened last:")
     for event in events:
         click.echo(_line(event))
@@ -106,9 +108,10 @@ def _sentence(hop: dict[str, Any]) -> str:
     if hop["verdict"] == "fault":
         return str(hop["evidence"])
     left = hop["candidates"]
+    wrong = f"; {hop['evidence']}" if hop["evidence"] else ""
     return (
         f"{hop['server']} answers in {hop['rtt_ms'] or 0:.0f} ms, {hop['sent']} asked,"
-        f" {hop['heard']} heard; {left} other server{'s' * (left != 1)} could take over"
+        f" {hop['heard']} heard{wrong}; {left} other server{'s' * (left != 1)} could take over"
     )
 
 

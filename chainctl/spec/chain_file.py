@@ -87,6 +87,7 @@ def parse_chain_file(text: str, path: Path) -> ChainSpec:
         ),
         health=HealthSpec(
             interval=health.interval,
+            sweep=health.sweep,
             patience=health.patience,
             phi=health.phi,
             loss=health.loss,

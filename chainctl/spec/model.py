@@ -184,6 +184,8 @@ class HealthSpec:
     """A share of 1."""
     probe: IPv4Address | None = None
     """Asked through each hop before anything else; None: no third party is asked."""
+    sweep: float = 60.0
+    """Seconds between two sweeps that nothing but time is the reason for."""
 
 
 @dataclass(frozen=True)

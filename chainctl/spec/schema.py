@@ -367,6 +367,11 @@ class Health(_Keys):
         description="Between two questions to a hop that answers.",
         json_schema_extra={"default": render_duration(_HEALTH.interval)},
     )
+    sweep: Annotated[float, _duration("C137", "1m", "1s", "24h")] = Field(
+        default=_HEALTH.sweep,
+        description="Between two sweeps: each hop is asked and everything looked at.",
+        json_schema_extra={"default": render_duration(_HEALTH.sweep)},
+    )
     patience: Annotated[float, _duration("C137", "12s", "1s", "10m")] = Field(
         default=_HEALTH.patience,
         description="How long a new tunnel may take for its first answer.",

@@ -15,6 +15,9 @@ HALF_LIFE = 600.0
 QUARANTINE = 0.5
 """Weight from which a server is passed over while there is another."""
 
+FORGOTTEN = 0.01
+"""Weight below which a strike is not worth keeping: an hour and some after it."""
+
 _UNMET = {
     Trait.SERVER: "already serves another place of this chain",
     Trait.NETWORK: "lies in the /16 network of another hop's server",
@@ -55,13 +58,15 @@ class Strike:
 
     weight: float
     at: float
+    why: str = ""
+    """The class of the last fault."""
 
     def weight_at(self, now: float) -> float:
         decay: float = 0.5 ** (max(0.0, now - self.at) / HALF_LIFE)
         return self.weight * decay
 
-    def another(self, now: float) -> Strike:
-        return Strike(self.weight_at(now) + 1.0, now)
+    def another(self, now: float, why: str = "") -> Strike:
+        return Strike(self.weight_at(now) + 1.0, now, why)
 
     def released_in(self, now: float) -> float:
         """Seconds until the server is no longer in quarantine; 0 when it is not."""

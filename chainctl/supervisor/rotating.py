@@ -7,15 +7,16 @@ try at all is decided in `rotation`; which hop is at fault, in `verdict`.
 
 from __future__ import annotations
 
-import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import replace
 
 from chainctl.errors import ChangeServer, MendFile, RefusedByPolicy
 from chainctl.host import clock
 from chainctl.model.chain import Chain, Hop, Tunnel
 from chainctl.model.event import Event
+from chainctl.model.fault import Fault
 from chainctl.model.selection import HopSelection
 from chainctl.net.layout import layout
 from chainctl.net.uplink import find_fault
@@ -30,6 +31,14 @@ from chainctl.supervisor.plan import plan
 from chainctl.supervisor.resolve import resolve
 from chainctl.supervisor.rotation import Options, Rotations
 from chainctl.supervisor.sniffer import Place, Reading, Sniffer
+from chainctl.supervisor.verdict import (
+    FRESH,
+    Evidence,
+    Verdict,
+    judge_answering,
+    judge_silent,
+    outermost_dead,
+)
 
 DRAIN = 2.0
 """Seconds a replaced tunnel still takes what its server sends back."""
@@ -38,6 +47,10 @@ _CANDIDATE_PATIENCE = 1.5
 """Seconds a server has to answer that comes up beside the one it may replace."""
 _WARM = 1.0
 """Seconds within which a standby must have been heard to take over without being asked."""
+_STANDBY_PATIENCE = 0.2
+"""Seconds in which a standby has to answer that is to take over because of a doubt."""
+_SETTLED = 60.0
+"""Seconds in which a doubt does not lead back to the server that was left: no to and fro."""
 _LOSSY_FOR = 60.0
 """Seconds of more loss than allowed before a server is replaced for it."""
 _UPLINK_PAUSE = 1.0
@@ -65,6 +78,11 @@ class Rotating(ABC):
     _lossy_since: dict[str, float]
     """Hop -> boot time since which it has lost more than allowed."""
 
+    _doubted: dict[str, tuple[float, str, float]]
+    """Hop -> the newest silence because of which its standby was asked, the server that was
+    left in doubt the last time, and when. Boot time.
+    """
+
     @property
     @abstractmethod
     def _chain(self) -> Chain: ...
@@ -77,6 +95,9 @@ class Rotating(ABC):
 
     @abstractmethod
     def _alarm(self) -> None: ...
+
+    @abstractmethod
+    def _plan_ahead(self, chain: Chain) -> None: ...
 
     @abstractmethod
     def _show(self, chain: Chain) -> None: ...
@@ -123,27 +144,32 @@ class Rotating(ABC):
             return
         if not self._silent_since(hop):
             return
-        self._say("hop_dead", self._silence(chain, hop), hop=hop.name, code="C410")
-        if self._standby_takes_over(chain, hop):
+        verdict = self._silence(chain, hop)
+        self._say("hop_dead", verdict.text, hop=hop.name, code=verdict.code)
+        if self._standby_takes_over(chain, hop, verdict):
             return
         options = self._options(chain, hop)
+        silent = [hop.tunnel.endpoint]
         for candidate in options.order:
             if not self._rotations.may_change(self._known.spec, hop):
                 self._hold(hop, "too many changes of server within an hour")
                 return
             if self._replace(chain, hop, candidate, planned=False, progress=_silent):
                 # Only now: while nothing answers at all, no server is to blame.
-                self._rotations.blame(hop, hop.tunnel.endpoint)
+                for address in silent:
+                    self._rotations.blame(hop, address, verdict.fault)
                 return
             if not self._silent_since(hop):
                 self._say("hop_back", f"{hop.tunnel.server} answers again", hop=hop.name)
                 return
+            if hop.number == 1:
+                silent.append(candidate.address)
             chain, hop = self._chain, self._hop(hop.name)
         self._hold(hop, options.why or "no server of its pool answers")
 
-    def _standby_takes_over(self, chain: Chain, hop: Hop) -> bool:
-        tunnel = hop.candidate
-        if tunnel is None or hop.name in self._retiring:
+    def _standby_takes_over(self, chain: Chain, hop: Hop, verdict: Verdict) -> bool:
+        tunnel = self._standby(hop)
+        if tunnel is None:
             return False
         reading = self._sniffer.reading(self._key(hop, tunnel))
         if clock.boot_seconds() - reading.last_heard > _WARM:
@@ -151,9 +177,60 @@ class Rotating(ABC):
         begun = time.monotonic()
         switched = self._adjusted(chain, hop, HopSelection.switched)
         self._replaced(hop, tunnel, planned=False, progress=_silent, begun=begun)
-        self._rotations.blame(hop, hop.tunnel.endpoint)
+        self._rotations.blame(hop, hop.tunnel.endpoint, verdict.fault)
         self._retire(switched, hop)
         return True
+
+    def _change_over(self, chain: Chain) -> bool:
+        """Use a standby as soon as there is doubt, long before anybody could be called dead.
+
+        The standby has to answer a question that is asked now: it runs through the same hops
+        outside, so that what it proves is that they and the uplink are well. Nobody is blamed.
+        The server that was left stands by in turn, and is blamed if it stays silent as that. An
+        exit's goes at once, since connections that began over it cannot go on elsewhere.
+        """
+        now = clock.boot_seconds()
+        for hop in chain.hops:
+            reading = self._sniffer.reading(self._key(hop))
+            if not reading.looks_dead(now):
+                continue
+            tunnel = self._standby(hop)
+            doubt = reading.passage.unreturned_since
+            asked, left, left_at = self._doubted.get(hop.name, (0.0, "", 0.0))
+            if tunnel is None or doubt <= asked:
+                return False
+            self._doubted[hop.name] = (doubt, left, left_at)
+            if tunnel.server == left and now - left_at < _SETTLED:
+                return False
+            if not self._rotations.may_change(self._known.spec, hop, share=2):
+                return False
+            key, begun = self._key(hop, tunnel), time.monotonic()
+            if self._sniffer.prove(key, patience=_STANDBY_PATIENCE).answered < now:
+                return False
+            if not self._sniffer.reading(self._key(hop)).looks_dead(clock.boot_seconds()):
+                return False
+            switched = self._adjusted(chain, hop, HopSelection.switched)
+            self._doubted[hop.name] = (doubt, hop.tunnel.server, now)
+            self._replaced(hop, tunnel, planned=False, progress=_silent, begun=begun)
+            if hop.number == len(chain.hops):
+                self._retire(switched, hop)
+            return True
+        return False
+
+    def _standby(self, hop: Hop) -> Tunnel | None:
+        return hop.candidate if hop.name not in self._retiring else None
+
+    def _lost_standby(self, chain: Chain) -> Hop | None:
+        """A hop whose standby is silent although the hop itself answers."""
+        now = clock.boot_seconds()
+        for hop in chain.hops:
+            tunnel = self._standby(hop)
+            if tunnel is None:
+                continue
+            readings = [self._sniffer.reading(self._key(hop, each)) for each in (None, tunnel)]
+            if outermost_dead(readings, now, threshold=self._known.spec.health.phi) == 1:
+                return hop
+        return None
 
     def _uplink_is_at_fault(self, chain: Chain) -> bool:
         """Ask before a guard is blamed: whoever can cut the line must not choose the next one."""
@@ -177,13 +254,22 @@ class Rotating(ABC):
         if over:
             self._retire(chain, over[0])
             return True
+        lost = self._lost_standby(chain)
+        if lost is not None and lost.candidate is not None:
+            silent = lost.candidate
+            self._say("standby_lost", f"{silent.server} stopped answering", hop=lost.name)
+            self._rotations.blame(lost, silent.endpoint, Fault.DEAD)
+            self._retire(chain, lost)
+            return True
         for hop in chain.hops:
             if self._wish(hop).standby and hop.candidate is None and not self._held():
                 return self._bring_up_standby(chain, hop)
         lossy = self._lossy_hop(chain)
         if lossy is not None and not self._held():
-            share = self._one_way_loss(lossy)
-            self._say("hop_lossy", f"loses {share:.0%} of its packets", hop=lossy.name, code="C426")
+            verdict = judge_answering(self._evidence(chain, lossy))
+            if verdict is None or verdict.fault is not Fault.LOSSY:
+                return False
+            self._say("hop_lossy", verdict.text, hop=lossy.name, code=verdict.code)
             if not self._planned(chain, lossy):
                 self._hold(lossy, "no other server answers")
             return True
@@ -214,9 +300,7 @@ class Rotating(ABC):
         return None
 
     def _one_way_loss(self, hop: Hop) -> float:
-        """A question and its answer are two packets."""
-        both = self._sniffer.reading(self._key(hop)).behaviour.loss
-        return 1.0 - math.sqrt(1.0 - min(both, 1.0))
+        return self._sniffer.reading(self._key(hop)).behaviour.one_way_loss
 
     def _planned(self, chain: Chain, hop: Hop) -> bool:
         if hop.number == 1:
@@ -243,7 +327,7 @@ class Rotating(ABC):
         tunnel = self._raise(chain, hop, candidate)
         if tunnel is None:
             self._drop_candidate(hop)
-            self._rotations.blame(hop, candidate.address)
+            self._rotations.blame(hop, candidate.address, Fault.DEAD)
             self._hold(hop, f"{candidate.server} does not answer as a standby")
         else:
             self._say("standby_ready", f"{tunnel.server} stands by", hop=hop.name)
@@ -273,7 +357,7 @@ class Rotating(ABC):
             if tunnel is None:
                 # Nobody is to blame while the uplink may be: a guard needs a witness.
                 if planned or hop.number > 1:
-                    self._rotations.blame(hop, candidate.address)
+                    self._rotations.blame(hop, candidate.address, Fault.DEAD)
                 self._say("candidate_silent", f"{candidate.server} does not answer", hop=hop.name)
             return False
         trial = self._chain
@@ -322,6 +406,8 @@ class Rotating(ABC):
         self, hop: Hop, tunnel: Tunnel, *, planned: bool, progress: Progress, begun: float
     ) -> None:
         self._rotations.changed(hop)
+        self._rotations.carries(self._hop(hop.name), self._wish(hop))
+        self._plan_ahead(self._chain)
         text = f"{hop.tunnel.server} -> {tunnel.server}"
         if not planned and hop.number == len(self._chain.hops):
             text += "; the exit address changed, so open connections end"
@@ -381,13 +467,30 @@ class Rotating(ABC):
         known = self._known
         return self._rotations.options(known.spec, known.facts.names, hop, chain)
 
-    def _silence(self, chain: Chain, hop: Hop) -> str:
-        """The evidence as a sentence."""
-        reading = self._sniffer.reading(self._key(hop))
-        seconds = clock.boot_seconds() - reading.last_heard
-        outer = chain.hops[hop.number - 2].name if hop.number > 1 else ""
-        fine = f"; {outer} is fine" if outer else ""
-        return f"{reading.unanswered} sent, 0 heard for {seconds:.1f} s{fine}"
+    def verdict(self, chain: Chain, hop: Hop) -> Verdict | None:
+        """What is wrong with a hop whose outer hops are fine; None: nothing. From any thread."""
+        evidence = self._evidence(chain, hop)
+        silent = evidence.now - evidence.reading.last_heard >= FRESH
+        return self._silence(chain, hop) if silent else judge_answering(evidence)
+
+    def _silence(self, chain: Chain, hop: Hop) -> Verdict:
+        """Why it does not answer. Asks its client, which takes a moment."""
+        evidence = self._evidence(chain, hop)
+        status = self._machine.tunnel_status(chain, hop)
+        if status is None:
+            return judge_silent(evidence)
+        age = clock.wall_seconds() - status.handshake if status.handshake else None
+        return judge_silent(replace(evidence, handshake_age=age, says_handshakes=True))
+
+    def _evidence(self, chain: Chain, hop: Hop) -> Evidence:
+        return Evidence(
+            self._sniffer.reading(self._key(hop)),
+            clock.boot_seconds(),
+            outer=chain.hops[hop.number - 2].name if hop.number > 1 else "",
+            uplink=self._uplink_fault if hop.number == 1 else "",
+            shares_link=hop.candidate is not None,
+            loss_allowed=self._known.spec.health.loss,
+        )
 
     def _silent_since(self, hop: Hop) -> float:
         """Boot time of its oldest unanswered question; 0 when it was heard after the last."""

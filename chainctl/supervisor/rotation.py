@@ -14,9 +14,11 @@ from ipaddress import IPv4Address
 
 from chainctl.host import clock
 from chainctl.model.chain import Chain, Hop
+from chainctl.model.fault import Fault
 from chainctl.spec.model import ChainSpec, HopSpec
 from chainctl.store.journal import Journal
 from chainctl.supervisor.choose import (
+    FORGOTTEN,
     QUARANTINE,
     Candidate,
     NoCandidate,
@@ -143,12 +145,16 @@ class Rotations:
                 )
             )
 
-    def blame(self, hop: Hop, server: IPv4Address) -> None:
+    def blame(self, hop: Hop, server: IPv4Address, fault: Fault) -> None:
         """It was silent while others answered."""
         now = clock.wall_seconds()
         strikes = self.strikes()
-        strikes[server] = strikes.get(server, Strike(0.0, now)).another(now)
-        values = {str(at): [strike.weight, strike.at] for at, strike in strikes.items()}
+        strikes[server] = strikes.get(server, Strike(0.0, now)).another(now, fault.value)
+        values = {
+            str(at): [strike.weight, strike.at, strike.why]
+            for at, strike in strikes.items()
+            if strike.weight_at(now) >= FORGOTTEN
+        }
         self._journal.remember("", "strikes", values)
         if hop.number == 1:
             self._keep_guards(failed(self._guards(), server, now))
@@ -165,13 +171,16 @@ class Rotations:
         self._journal.remember(self._name, "changes", [*kept, (now, hop.name)])
         self._attempt = 0
 
-    def may_change(self, spec: ChainSpec, hop: Hop) -> bool:
+    def may_change(self, spec: ChainSpec, hop: Hop, *, share: int = 1) -> bool:
+        """Only a part of what an hour allows, with a `share` of 2 half of it: what is done on
+        a mere doubt leaves the rest to those that are dead.
+        """
         return may_rotate(
             self._history(),
             hop.name,
             now=clock.wall_seconds(),
-            per_hop=spec.rotation.per_hop_hour,
-            per_chain=spec.rotation.per_chain_hour,
+            per_hop=spec.rotation.per_hop_hour // share,
+            per_chain=spec.rotation.per_chain_hour // share,
         )
 
     def hold(self) -> float:

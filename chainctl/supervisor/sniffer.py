@@ -7,6 +7,9 @@ echo with TTL 1, which the server itself must answer with "time exceeded"; an ec
 server's public address from inside the tunnel. No third party is asked.
 
 A handshake is no proof: a tunnel with a wrong MTU shakes hands and carries nothing.
+
+Beside asking, it looks at how many packets went into each tunnel and came out of it, often
+while somebody uses it: traffic that is sent and not returned is asked about at once.
 """
 
 from __future__ import annotations
@@ -23,16 +26,29 @@ from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address
 
 from chainctl.host import clock
+from chainctl.host.counters import LinkCounters
 from chainctl.host.netns import Namespaces
 from chainctl.model.parts import NsName
 from chainctl.supervisor.icmp import parse_answer, render_echo
-from chainctl.supervisor.suspicion import DEAD, NEVER_HEARD, Behaviour, is_dead
+from chainctl.supervisor.passage import NOTHING_SEEN, Passage
+from chainctl.supervisor.suspicion import DEAD, NEVER_HEARD, Behaviour, is_dead, looks_dead
+from chainctl.supervisor.tally import Tally
 
 INTERVAL = 0.25
 """Seconds between two questions to a hop that answers."""
 BURST_INTERVAL = 0.04
 """Seconds between two questions while an answer is awaited or overdue."""
+_BURST_BUSY = 0.025
+"""The same while traffic goes out and nothing comes back."""
+_BURST = 25
+"""Questions of such a burst: then one knows."""
+LOOK_BUSY = 0.02
+"""Seconds between two looks at the counters of a tunnel that is used."""
+LOOK_IDLE = 1.0
+"""The same of one that is not: when it is used again, this is how late it is noticed."""
 
+_OUTER = "out0"
+"""The link of a hop towards its server."""
 _NOWHERE = IPv4Address("192.0.2.1")
 """TEST-NET-1 (RFC 5737): with TTL 1 the packet ends at the server in any case."""
 _REMEMBERED = 64
@@ -91,6 +107,10 @@ class Reading:
     """Questions since something was last heard."""
     sizes: frozenset[int] = frozenset()
     """Packet sizes in bytes that were answered, of those tried by `measure`."""
+    recent: tuple[int, int] = (0, 0)
+    """(asked, heard) within the last minutes."""
+    passage: Passage = NOTHING_SEEN
+    """What others sent through the tunnel."""
 
     @property
     def rtt(self) -> float:
@@ -102,11 +122,25 @@ class Reading:
         late = self.behaviour.late
         return sum(now - asked > late for asked in self.questions)
 
+    def receives(self, now: float) -> bool:
+        """Something came out of the tunnel a moment ago, if no answer to us."""
+        return now - self.passage.last_received < self.behaviour.late
+
+    def looks_dead(self, now: float) -> bool:
+        """Others send into the tunnel, we ask, and nothing whatever comes back."""
+        return looks_dead(
+            self.behaviour,
+            silence=self.passage.unreturned_for(now),
+            unreturned=self.passage.unreturned,
+            overdue=self.overdue(now),
+        )
+
 
 @dataclass
 class _Watch:
     place: Place
     sock: socket.socket
+    counters: LinkCounters
     identifier: int
     reading: Reading = Reading()
     sequence: int = 0
@@ -114,6 +148,11 @@ class _Watch:
     """Boot time of the next question."""
     late: float = math.inf
     """Boot time at which the last one is overdue; an answer to it clears this."""
+    tally: Tally = field(default_factory=Tally)
+    look: float = 0.0
+    """Boot time of the next look at the counters."""
+    packets: int = 0
+    """Of ours since the last one."""
     works: int | None = None
     """Index of the question that was answered last."""
     pending: dict[int, tuple[float, int, int]] = field(default_factory=dict)
@@ -162,10 +201,10 @@ class Sniffer:
         if known is not None and known.place == place:
             return
         self.forget(key)
-        sock = self._namespaces.call(place.ns, lambda: _open(place))
+        sock, counters = self._namespaces.call(place.ns, lambda: _open(place))
         with self._changed:
             identifier = random.SystemRandom().randrange(1, 1 << 16)
-            watch = _Watch(place, sock, identifier, alarm=alarm)
+            watch = _Watch(place, sock, counters, identifier, alarm=alarm)
             self._watches[key] = self._by_fd[sock.fileno()] = watch
             self._epoll.register(sock.fileno(), select.EPOLLIN)
         self._wake()
@@ -194,6 +233,7 @@ class Sniffer:
                 self._epoll.unregister(watch.sock.fileno())
                 del self._by_fd[watch.sock.fileno()]
                 watch.sock.close()
+                watch.counters.close()
 
     def forget_all(self, prefix: str) -> None:
         for key in [key for key in self._watches if key.startswith(prefix)]:
@@ -207,12 +247,21 @@ class Sniffer:
     def reading(self, key: str) -> Reading:
         with self._changed:
             watch = self._watches.get(key)
-            return watch.reading if watch else Reading()
+            if watch is None:
+                return Reading()
+            return replace(watch.reading, recent=watch.tally.over(clock.boot_seconds()))
+
+    def ask_now(self, key: str) -> None:
+        """Do not wait for the answer; nothing happens when nobody watches there."""
+        with self._changed:
+            if key in self._watches:
+                self._watches[key].due = 0.0
+                self._wake()
 
     def prove(self, key: str, *, patience: float) -> Reading:
         """Ask fast until something asked from now on is answered, at most `patience` seconds."""
-        begun = clock.boot_seconds()
         with self._changed:
+            begun = clock.boot_seconds()
             watch = self._watches[key]
             watch.waiting += 1
             watch.due = 0.0
@@ -266,22 +315,40 @@ class Sniffer:
     def _until_due(self) -> float:
         now = clock.boot_seconds()
         with self._changed:
-            dues = [min(watch.due, watch.late) for watch in self._watches.values()]
+            dues = [min(watch.due, watch.late, watch.look) for watch in self._watches.values()]
         return max(0.0, min([*(due - now for due in dues), INTERVAL]))
 
     def _ask_due(self) -> None:
         now = clock.boot_seconds()
         with self._changed:
             for watch in self._watches.values():
+                if watch.look <= now:
+                    self._look(watch, now)
                 if min(watch.due, watch.late) <= now:
                     self._ask(watch, None)
                     watch.due = now + self._pause(watch, now)
                     watch.late = now + watch.reading.behaviour.late
 
+    def _look(self, watch: _Watch, now: float) -> None:
+        """At the counters: whatever comes out is a sign of life, traffic without an answer a
+        reason to ask at once.
+        """
+        tun, outer = watch.counters.read(watch.place.link, _OUTER)
+        passage = watch.reading.passage.after(tun, outer, asked=watch.packets, now=now)
+        watch.packets = 0
+        reading = watch.reading = replace(watch.reading, passage=passage)
+        watch.look = now + (LOOK_BUSY if passage.is_busy(now) else LOOK_IDLE)
+        if _is_unreturned(reading, now) and reading.unanswered < _BURST:
+            watch.due = min(watch.due, _last_asked(reading) + _BURST_BUSY)
+        if reading.looks_dead(now):
+            watch.alarm()
+
     def _pause(self, watch: _Watch, now: float) -> float:
         """Ask fast while somebody waits, and while an answer is overdue: is it dead?"""
         reading = watch.reading
         overdue = reading.overdue(now) if reading.last_heard else 0
+        if overdue:
+            watch.look = min(watch.look, now + LOOK_BUSY)
         silence = now - reading.silent_since
         if overdue and is_dead(
             reading.behaviour,
@@ -310,6 +377,7 @@ class Sniffer:
             try:
                 watch.sock.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, ttl)
                 watch.sock.sendto(echo, (str(target), 0))
+                watch.packets += 1
             except OSError:
                 pass  # A full queue or a link that is down is silence, and counted as such.
             watch.pending[watch.sequence] = (now, number, size or 0)
@@ -317,6 +385,7 @@ class Sniffer:
             del watch.pending[oldest]
         if size:
             return
+        watch.tally.asked(now)
         reading = watch.reading
         watch.reading = replace(
             reading,
@@ -354,6 +423,8 @@ class Sniffer:
             number: asked for number, asked in watch.pending.items() if asked[0] != sent_at
         }
         watch.works, watch.late = question, math.inf
+        if not size:
+            watch.tally.heard(now)
         watch.reading = replace(
             reading,
             heard=reading.heard + (not size),
@@ -379,7 +450,17 @@ class Sniffer:
                 return
 
 
-def _open(place: Place) -> socket.socket:
+def _is_unreturned(reading: Reading, now: float) -> bool:
+    """Traffic went out for longer than an answer usually takes, and nothing came back."""
+    silence = reading.passage.unreturned_for(now)
+    return silence > max(reading.behaviour.mean, LOOK_BUSY)
+
+
+def _last_asked(reading: Reading) -> float:
+    return reading.questions[-1] if reading.questions else 0.0
+
+
+def _open(place: Place) -> tuple[socket.socket, LinkCounters]:
     """On the netlink thread, inside the hop's namespace; a socket keeps where it was opened."""
     sock = socket.socket(
         socket.AF_INET, socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, 1
@@ -387,4 +468,4 @@ def _open(place: Place) -> socket.socket:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, place.link.encode())
     sock.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _IP_PMTUDISC_PROBE)
     sock.bind((str(place.address), 0))
-    return sock
+    return sock, LinkCounters()

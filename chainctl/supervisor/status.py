@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from chainctl.host import clock
@@ -9,7 +11,8 @@ from chainctl.model.chain import Chain, Engine, Hop
 from chainctl.store.journal import Wanted
 from chainctl.supervisor.machine import Machine
 from chainctl.supervisor.sniffer import Reading
-from chainctl.supervisor.worker import FRESH, GATE_TIMEOUT, Outlook, State, Worker
+from chainctl.supervisor.verdict import FRESH, Verdict
+from chainctl.supervisor.worker import GATE_TIMEOUT, Outlook, State, Worker
 
 _VIA = {Engine.USERSPACE: "wireguard-go", Engine.KERNEL: "wireguard (kernel)"}
 
@@ -31,7 +34,7 @@ def describe(wanted: Wanted, worker: Worker | None, machine: Machine) -> dict[st
         "proved_seconds_ago": round(now - proved_at, 3) if proved_at else None,
         "why_closed": None if is_open else _why(wanted, worker, readings, now),
         "mtu": chain.mtu if chain else None,
-        "hops": _hops(chain, readings, worker.outlook(), now) if chain and worker else [],
+        "hops": _hops_now(chain, readings, worker, now) if chain and worker else [],
         "repairs": [
             {"text": text, "seconds_ago": round(now - at, 1)} for at, text in state.repairs
         ],
@@ -56,47 +59,42 @@ def _why(
         reading = readings.get(hop.name, Reading())
         if now - reading.last_heard >= FRESH:
             text = f"nothing leaves until {hop.name} answers"
-            return {"code": "C410", "text": text, "hint": "chainctl doctor"}
+            return {"code": "C410", "text": text, "hint": f"chainctl explain {wanted.name}"}
     return {"code": "N503", "text": "not proved yet", "hint": ""}
 
 
+def _hops_now(
+    chain: Chain, readings: dict[str, Reading], worker: Worker, now: float
+) -> list[dict[str, Any]]:
+    return _hops(chain, readings, worker.outlook(), partial(worker.verdict, chain), now)
+
+
 def _hops(
-    chain: Chain, readings: dict[str, Reading], outlook: dict[str, Outlook], now: float
+    chain: Chain,
+    readings: dict[str, Reading],
+    outlook: dict[str, Outlook],
+    judge: Callable[[Hop], Verdict | None],
+    now: float,
 ) -> list[dict[str, Any]]:
     """Outside-in: the lowest-numbered silent hop is at fault, the ones inside it wait."""
-    entries, fault = [], None
+    entries, fault = [], ""
     for hop in chain.hops:
         reading = readings.get(hop.name, Reading())
         silent = now - reading.last_heard >= FRESH
-        verdict = "ok" if not silent else "fault" if fault is None else "waiting"
-        entry = _hop(chain, hop, reading, verdict, now)
-        ahead = outlook[hop.name]
-        entry["since_seconds"] = round(ahead.since)
-        entry["candidates"] = ahead.candidates
-        entry["quarantine"] = [
-            {"server": server, "seconds": seconds} for server, seconds in ahead.quarantine.items()
-        ]
-        entry["standby"] = ahead.standby
-        entry["rotates_in_seconds"] = ahead.rotates and round(ahead.rotates)
-        entry["draining_seconds"] = ahead.draining and round(ahead.draining)
-        if silent and fault is None:
-            fault = hop
-            outer = chain.hops[hop.number - 2].name if hop.number > 1 else ""
-            entry["evidence"] = _silence(reading, now) + (f"; {outer} is fine" if outer else "")
-        elif silent and fault is not None:
-            entry["evidence"] = f"on {fault.name}"
-        entries.append(entry)
+        entry = _hop(chain, hop, reading, now)
+        if fault and silent:
+            entry |= {"verdict": "waiting", "evidence": f"on {fault}"}
+        elif found := judge(hop):
+            entry |= {"fault": found.fault.value, "code": found.code, "evidence": found.text}
+            if silent:
+                entry["verdict"], fault = "fault", hop.name
+        entries.append(entry | _ahead(outlook[hop.name]))
     return entries
 
 
-def _silence(reading: Reading, now: float) -> str:
-    if not reading.last_heard:
-        return f"{reading.unanswered} sent, nothing heard yet"
-    return f"{reading.unanswered} sent, 0 heard for {now - reading.last_heard:.1f} s"
-
-
-def _hop(chain: Chain, hop: Hop, reading: Reading, verdict: str, now: float) -> dict[str, Any]:
-    lost = reading.sent - reading.heard
+def _hop(chain: Chain, hop: Hop, reading: Reading, now: float) -> dict[str, Any]:
+    asked, heard = reading.recent
+    since = reading.silent_since
     return {
         "hop": hop.name,
         "number": hop.number,
@@ -104,12 +102,36 @@ def _hop(chain: Chain, hop: Hop, reading: Reading, verdict: str, now: float) -> 
         "endpoint": f"{hop.tunnel.endpoint}:{hop.tunnel.endpoint_port}",
         "via": _VIA[hop.tunnel.engine],
         "link": hop.tunnel.slot.link,
-        "verdict": verdict,
+        "verdict": "ok",
+        "fault": None,
+        "code": "",
         "evidence": "",
         "rtt_ms": round(reading.rtt * 1000, 1) if reading.rtt else None,
         "sent": reading.sent,
         "heard": reading.heard,
-        "loss_percent": round(100 * lost / reading.sent, 1) if reading.sent > 20 else None,
+        "unanswered": reading.unanswered,
+        "silent_seconds": round(now - since, 3) if since else None,
+        "loss_percent": _loss(asked, heard),
         "heard_seconds_ago": round(now - reading.last_heard, 3) if reading.last_heard else None,
         "mtu": chain.tunnel_mtu(hop, hop.tunnel),
+    }
+
+
+def _loss(asked: int, heard: int) -> float | None:
+    """In percent. The newest question has no answer yet; a handful says nothing."""
+    return round(100 * max(0, asked - 1 - heard) / (asked - 1), 1) if asked > 20 else None
+
+
+def _ahead(outlook: Outlook) -> dict[str, Any]:
+    """What may come of a hop."""
+    return {
+        "since_seconds": round(outlook.since),
+        "candidates": outlook.candidates,
+        "quarantine": [
+            {"server": server, "seconds": rest.seconds, "why": rest.why}
+            for server, rest in outlook.quarantine.items()
+        ],
+        "standby": outlook.standby,
+        "rotates_in_seconds": outlook.rotates and round(outlook.rotates),
+        "draining_seconds": outlook.draining and round(outlook.draining),
     }

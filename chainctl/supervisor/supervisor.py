@@ -15,6 +15,7 @@ from chainctl.supervisor.execute import Progress
 from chainctl.supervisor.machine import Machine
 from chainctl.supervisor.sniffer import Sniffer
 from chainctl.supervisor.status import describe
+from chainctl.supervisor.ticks import Ticks
 from chainctl.supervisor.worker import Worker
 
 
@@ -25,6 +26,7 @@ class Supervisor:
         self._journal = Journal(settings.journal_path)
         self._machine = Machine(settings)
         self._sniffer = Sniffer(self._machine.namespaces)
+        self._ticks = Ticks()
         self._crash = CrashPoints()
         self._workers: dict[str, Worker] = {}
         self._lock = threading.Lock()
@@ -36,6 +38,7 @@ class Supervisor:
                 self._worker(wanted.name).adopt()
 
     def close(self) -> None:
+        self._ticks.close()
         for worker in self._workers.values():
             worker.stop()
         self._sniffer.close()
@@ -122,6 +125,7 @@ class Supervisor:
                     machine=self._machine,
                     journal=self._journal,
                     sniffer=self._sniffer,
+                    ticks=self._ticks,
                     crash=self._crash,
                 )
             return self._workers[name]

@@ -15,6 +15,12 @@ DEAD = 8.0
 OVERDUE = 6
 """Unanswered questions, each later than this hop usually is, before it may be called dead. As
 more are under way by then, some ten in a row have to be lost."""
+LOOKS_DEAD = 3
+"""Overdue questions that are doubt enough to use a standby, while traffic goes out as well and
+nothing comes back."""
+_UNRETURNED = 10
+"""Packets of others that have to be among what did not come back: fewer may be a flow that
+nobody answers."""
 _LUCK = 5.0
 """Minus the decimal logarithm of the chance that a lossy hop loses so many in a row."""
 _WORST_LOSS = 0.7
@@ -23,6 +29,8 @@ _WORST_LOSS = 0.7
 _LEAST_DEVIATION = 0.03
 """Seconds: schedulers and queues of a busy machine, so that 1 ms of RTT does not make a
 silence of 20 ms a disaster."""
+_SLOW_TIMES, _SLOW_BY = 3.0, 0.2
+"""So many times, and seconds, above what is usual a person notices."""
 _UNKNOWN_MEAN = 0.5
 """Seconds assumed for a hop that never answered yet."""
 
@@ -36,6 +44,8 @@ class Behaviour:
     mean: float = 0.0
     deviation: float = 0.0
     loss: float = 0.0
+    usual: float = 0.0
+    """Round-trip time in seconds as it has been for the last minute or so."""
 
     def after(self, rtt: float, lost: int = 0) -> Behaviour:
         """An answer came after `rtt` seconds, and `lost` questions between it and the answer
@@ -47,9 +57,20 @@ class Behaviour:
             loss += (1.0 - loss) / 32
         loss -= loss / 32
         if not self.mean:
-            return Behaviour(rtt, rtt / 2, loss)
+            return Behaviour(rtt, rtt / 2, loss, rtt)
         deviation = self.deviation + (abs(rtt - self.mean) - self.deviation) / 4
-        return Behaviour(self.mean + (rtt - self.mean) / 8, deviation, loss)
+        usual = self.usual + (rtt - self.usual) / 256
+        return Behaviour(self.mean + (rtt - self.mean) / 8, deviation, loss, usual)
+
+    @property
+    def one_way_loss(self) -> float:
+        """A question and its answer are two packets."""
+        return 1.0 - math.sqrt(1.0 - min(self.loss, 1.0))
+
+    @property
+    def is_slow(self) -> bool:
+        """Answers take much longer than they used to."""
+        return self.mean > max(_SLOW_TIMES * self.usual, self.usual + _SLOW_BY)
 
     @property
     def late(self) -> float:
@@ -59,8 +80,16 @@ class Behaviour:
     @property
     def overdue(self) -> int:
         """Overdue questions that mean more than this hop's usual loss."""
+        return self._in_a_row(OVERDUE, _LUCK)
+
+    @property
+    def doubtful(self) -> int:
+        """Overdue questions that are reason for doubt, in the same proportion."""
+        return self._in_a_row(LOOKS_DEAD, _LUCK * LOOKS_DEAD / OVERDUE)
+
+    def _in_a_row(self, least: int, luck: float) -> int:
         share = min(self.loss, _WORST_LOSS)
-        return max(OVERDUE, math.ceil(_LUCK / -math.log10(share))) if share > 0 else OVERDUE
+        return max(least, math.ceil(luck / -math.log10(share))) if share > 0 else least
 
     @property
     def _spread(self) -> float:
@@ -80,3 +109,17 @@ NEVER_HEARD = Behaviour()
 def is_dead(behaviour: Behaviour, *, silence: float, overdue: int, threshold: float = DEAD) -> bool:
     """Silent for longer than this hop ever is, and not by a few lost packets."""
     return overdue >= behaviour.overdue and behaviour.phi(silence) >= threshold
+
+
+def looks_dead(behaviour: Behaviour, *, silence: float, unreturned: int, overdue: int) -> bool:
+    """Doubt enough to go over to a tunnel that is up and answers, and to blame nobody.
+
+    `silence` are the seconds for which `unreturned` packets of others went out and nothing at
+    all came back: busy tunnels are never silent for long, so little more is needed.
+    """
+    return (
+        behaviour != NEVER_HEARD
+        and unreturned >= _UNRETURNED
+        and silence >= behaviour.late
+        and overdue >= behaviour.doubtful
+    )

@@ -36,11 +36,10 @@ from chainctl.supervisor.resolve import candidates, resolve, with_path_mtu
 from chainctl.supervisor.rotating import Rotating
 from chainctl.supervisor.rotation import Rotations
 from chainctl.supervisor.sniffer import Reading, Sniffer
-from chainctl.supervisor.verdict import outermost_dead
+from chainctl.supervisor.ticks import Ticks
+from chainctl.supervisor.verdict import FRESH, outermost_dead
 from chainctl.supervisor.words import describe_part, describe_plan, hop_of
 
-FRESH = 2.0
-"""Seconds after which a hop that was asked and did not answer counts as failing."""
 GATE_TIMEOUT = 4.0
 """Seconds after the last proof at which the kernel shuts the gate by itself."""
 _TICK = 0.5
@@ -78,6 +77,15 @@ class State:
 
 
 @dataclass(frozen=True)
+class Rest:
+    """How long a server is passed over."""
+
+    seconds: int
+    why: str
+    """The class of its last fault, as `Fault` has it; "" when nobody wrote it down."""
+
+
+@dataclass(frozen=True)
 class Outlook:
     """What may come of a hop. Seconds everywhere."""
 
@@ -85,8 +93,8 @@ class Outlook:
     """How long its server has served it."""
     candidates: int
     """Servers of its pool that could take over now."""
-    quarantine: dict[str, int]
-    """Servers passed over for their failures -> seconds left."""
+    quarantine: dict[str, Rest]
+    """Servers passed over for their failures."""
     standby: str | None
     """The server that is up beside and can take over at once."""
     rotates: float | None
@@ -105,6 +113,7 @@ class Worker(Rotating):
         machine: Machine,
         journal: Journal,
         sniffer: Sniffer,
+        ticks: Ticks,
         crash: CrashPoints,
     ) -> None:
         self.name = name
@@ -112,6 +121,7 @@ class Worker(Rotating):
         self._machine = machine
         self._journal = journal
         self._sniffer = sniffer
+        self._ticks = ticks
         self._executor = Executor(machine, journal, crash, chain_name=name)
         self._queue: queue.Queue[_Request | None] = queue.Queue()
         self._looked_at = 0.0
@@ -123,11 +133,14 @@ class Worker(Rotating):
         self._retiring = {}
         self._uplink_fault = ""
         self._lossy_since = {}
+        self._doubted = {}
+        self._swept_every = 0.0
         self._thread = threading.Thread(target=self._run, name=f"chain {name}", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
         """End the thread; the chain stays as it is, and its gate shuts when the proof is old."""
+        self._forget_ticks()
         self._queue.put(None)
         self._thread.join()
         self._sniffer.forget_all(f"{self.name}/")
@@ -169,11 +182,14 @@ class Worker(Rotating):
         for hop in chain.hops:
             pool = candidates(gathered.spec.hops[hop.number - 1], gathered.facts.names)
             struck = {
-                candidate.server: round(strikes[candidate.address].released_in(now))
+                candidate.server: Rest(
+                    round(strikes[candidate.address].released_in(now)),
+                    strikes[candidate.address].why,
+                )
                 for candidate in pool
                 if candidate.address in strikes
             }
-            resting = {server: seconds for server, seconds in struck.items() if seconds > 0}
+            resting = {server: rest for server, rest in struck.items() if rest.seconds > 0}
             resting.pop(hop.tunnel.server, None)
             usable = [one for one in pool if one.server not in resting]
             taken = {tunnel.endpoint for each in chain.hops for tunnel in each.tunnels}
@@ -331,6 +347,7 @@ class Worker(Rotating):
         gathered = self._gathered
         if gathered is None:
             return
+        self._plan_ahead(chain)
         for hop, wish in zip(chain.hops, gathered.spec.hops, strict=True):
             self._rotations.carries(hop, wish)
             if hop.candidate is not None and not wish.standby:
@@ -357,6 +374,34 @@ class Worker(Rotating):
             {name: chosen[name].to_json() for name in chosen if name in names},
         )
         return gathered
+
+    def _plan_ahead(self, chain: Chain) -> None:
+        """Set the next sweep, and the moment at which a server is to be replaced by plan."""
+        spec = self._known.spec
+        if self._swept_every != spec.health.sweep:
+            self._swept_every = spec.health.sweep
+            self._ticks.every(f"{self.name}/sweep", spec.health.sweep, self._time_to_sweep)
+        planned = self._rotations.plan(spec, chain)
+        if planned:
+            self._ticks.once(f"{self.name}/rotate", min(planned.values()), self._alarm)
+
+    def _forget_ticks(self) -> None:
+        self._swept_every = 0.0
+        for what in ("sweep", "rotate"):
+            self._ticks.forget(f"{self.name}/{what}")
+
+    def _time_to_sweep(self) -> None:
+        """On the scheduler's thread."""
+        self._queue.put(_Request(self._sweep_all))
+
+    def _sweep_all(self) -> None:
+        """Ask every hop now, and compare everything with what it should be."""
+        chain = self.state.chain
+        if chain is not None:
+            for hop in chain.hops:
+                self._sniffer.ask_now(self._key(hop))
+        self._looked_at = 0.0
+        self._look()
 
     def _watch(self, chain: Chain) -> None:
         """Ask every hop through the tunnel that carries traffic, and no tunnel that is gone."""
@@ -442,6 +487,8 @@ class Worker(Rotating):
             if now >= self._retry_at:
                 self._adopt()
         elif self.state.problem is None:
+            if self._change_over(chain):
+                chain = self._chain
             self._keep_gate(chain, wanted, now)
             dead = outermost_dead(
                 [self._sniffer.reading(self._key(h)) for h in chain.hops],
@@ -481,7 +528,8 @@ class Worker(Rotating):
             assert hop is not None
             self._machine.close_gate(chain.name, chain.number)
             self._update(closed_since=now)
-            self._say("gate_closed", self._silence(chain, hop), hop=hop.name, code="C410")
+            verdict = self._silence(chain, hop)
+            self._say("gate_closed", verdict.text, hop=hop.name, code=verdict.code)
 
     def _repair(self, chain: Chain, wanted: Wanted) -> None:
         steps = plan(layout(chain), self._observe(chain.number, chain))
@@ -524,6 +572,7 @@ class Worker(Rotating):
         wanted = self._journal.want(self.name, up=False)
         number = wanted.number
         self._executor.carry_out("shut", lambda: self._machine.close_gate(self.name, number))
+        self._forget_ticks()
         self._sniffer.forget_all(f"{self.name}/")
         progress("shut", "LAN closed first", time.monotonic() - begun)
         begun = time.monotonic()

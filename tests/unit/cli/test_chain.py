@@ -33,8 +33,15 @@ from chainctl.supervisor.plan import plan
 from chainctl.supervisor.sniffer import Reading
 from chainctl.supervisor.status import _hops
 from chainctl.supervisor.suspicion import Behaviour
+from chainctl.supervisor.verdict import (
+    FRESH,
+    Evidence,
+    Verdict,
+    judge_answering,
+    judge_silent,
+)
 from chainctl.supervisor.words import describe_plan
-from chainctl.supervisor.worker import Outlook
+from chainctl.supervisor.worker import Outlook, Rest
 from tests.conftest import Golden
 from tests.unit.supervisor.chains import make_chain
 
@@ -46,16 +53,27 @@ Says = Callable[[list[Facts]], None]
 
 CHAIN = make_chain(3)
 NOW = 1000.0
-_FINE = Reading(sent=500, heard=500, last_heard=NOW - 0.2, behaviour=Behaviour(0.0141))
+_FINE = Reading(
+    sent=500, heard=500, recent=(500, 500), last_heard=NOW - 0.2, behaviour=Behaviour(0.0141)
+)
+_LOSSY = replace(_FINE, recent=(121, 60), behaviour=Behaviour(0.0141, loss=0.5))
 _UNHEARD = Reading(sent=3, unanswered=3)
-_SILENT = replace(_FINE, sent=541, last_heard=NOW - 14.0, unanswered=41)
+_SILENT = replace(_FINE, sent=541, recent=(541, 500), last_heard=NOW - 14.0, unanswered=41)
 
 
 _OUTLOOK = {
     "guard": Outlook(12 * 86400.0, 2, {}, None, None, None),
-    "middle": Outlook(3 * 3600.0, 1, {"server-2-2": 40}, None, 9 * 3600.0, None),
+    "middle": Outlook(3 * 3600.0, 1, {"server-2-2": Rest(40, "dead")}, None, 9 * 3600.0, None),
     "third": Outlook(40.0, 0, {}, "server-3-2", None, None),
 }
+
+
+def _judge(known: dict[str, Reading], number: int) -> Verdict | None:
+    names = list(known)
+    outer = names[number - 2] if number > 1 else ""
+    evidence = Evidence(known[names[number - 1]], NOW, outer=outer, loss_allowed=0.2)
+    silent = NOW - evidence.reading.last_heard >= FRESH
+    return judge_silent(evidence) if silent else judge_answering(evidence)
 
 
 def _chain(posture: str = "open", **readings: Reading) -> Facts:
@@ -67,7 +85,7 @@ def _chain(posture: str = "open", **readings: Reading) -> Facts:
         "proved_seconds_ago": 2.0,
         "why_closed": None,
         "mtu": CHAIN.mtu,
-        "hops": _hops(CHAIN, known, _OUTLOOK, NOW),
+        "hops": _hops(CHAIN, known, _OUTLOOK, lambda hop: _judge(known, hop.number), NOW),
         "repairs": [],
         "notes": [],
     }
@@ -149,6 +167,7 @@ CASES: dict[str, tuple[tuple[str, ...], list[Facts], int]] = {
         ],
         0,
     ),
+    "status_lossy": (("status",), [{"done": [_chain(middle=_LOSSY)]}], 0),
     "status_fault": (
         ("status",),
         [
@@ -157,7 +176,7 @@ CASES: dict[str, tuple[tuple[str, ...], list[Facts], int]] = {
                     _closed(
                         "C410",
                         "nothing leaves until middle answers",
-                        "chainctl doctor",
+                        "chainctl explain home",
                         middle=_SILENT,
                         third=_SILENT,
                     )

@@ -113,11 +113,11 @@ def test_how_a_hop_changes_its_server(folder: Path) -> None:
 def test_how_a_chain_changes_its_servers(folder: Path) -> None:
     more = (
         "rotation: {per_hour: 3, per_chain_hour: 9, quiet: 22:00-06:30, drain: 90s, guards: 2}\n"
-        "health: {interval: 1s, patience: 30s, phi: 5.5, loss: 7%, probe: 9.9.9.9}\n"
+        "health: {interval: 1s, patience: 30s, phi: 5.5, loss: 7%, probe: 9.9.9.9, sweep: 5m}\n"
     )
     spec = parse_chain_file(chain_text(more=more), folder / "chain.yaml")
     assert spec.rotation == RotationSpec(3, 9, (time(22), time(6, 30)), 90.0, 2)
-    assert spec.health == HealthSpec(1.0, 30.0, 5.5, 0.07, IPv4Address("9.9.9.9"))
+    assert spec.health == HealthSpec(1.0, 30.0, 5.5, 0.07, IPv4Address("9.9.9.9"), 300.0)
     ends = "health: {interval: 50ms, patience: 10m, phi: 100, loss: 99%}\n"
     spec = parse_chain_file(chain_text(more=ends), folder / "chain.yaml")
     assert spec.health == HealthSpec(0.05, 600.0, 100.0, 0.99)

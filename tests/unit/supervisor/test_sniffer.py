@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ import pytest
 from chainctl.host import clock
 from chainctl.host.netns import FORWARDING, Namespaces
 from chainctl.model.parts import NsName
+from chainctl.supervisor.passage import Passage
 from chainctl.supervisor.sniffer import Place, Sniffer
 
 pytestmark = pytest.mark.root
@@ -64,6 +66,14 @@ class Wire:
     def place(self, resolver: IPv4Address | None = RESOLVER) -> Place:
         server = IPv4Address("198.51.100.1")
         return Place(HOP, "tunA", IPv4Address("10.64.0.2"), resolver, server)
+
+    def udp(self, ns: NsName) -> socket.socket:
+        sock = self.namespaces.call(ns, lambda: socket.socket(type=socket.SOCK_DGRAM))
+        sock.settimeout(PATIENCE)
+        return sock
+
+    def set_up(self, ns: NsName, name: str, value: str) -> None:
+        self.namespaces.call(ns, lambda: Path("/proc/sys", name).write_text(value))
 
     def close(self) -> None:
         for name in self.namespaces.names():
@@ -197,3 +207,41 @@ def test_another_device_of_the_same_name_is_asked_anew(wire: Wire, sniffer: Snif
 
 def test_nothing_is_known_of_a_place_nobody_watches(sniffer: Sniffer) -> None:
     assert sniffer.reading("home/guard").sent == 0
+
+
+def test_traffic_that_is_not_returned_is_asked_about_at_once(wire: Wire, sniffer: Sniffer) -> None:
+    """A question a minute, so that only the counters can be the reason for more."""
+    alarms: list[float] = []
+    place = replace(wire.place(), interval=60.0)
+    sniffer.watch("home/guard", place, lambda: alarms.append(clock.boot_seconds()))
+    sniffer.prove("home/guard", patience=PATIENCE)
+
+    def answered() -> bool:
+        client.send(b"x")
+        server.sendto(*server.recvfrom(16))
+        return client.recv(16) == b"x"
+
+    def passage() -> Passage:
+        return sniffer.reading("home/guard").passage
+
+    with wire.udp(SERVER) as server, wire.udp(HOP) as client:
+        server.bind(("10.64.0.1", 7))
+        client.connect(("10.64.0.1", 7))
+        _until(lambda: answered() and passage().last_received > 0)
+        assert passage().is_busy(clock.boot_seconds())
+        for _ in range(50):
+            answered()
+        asked = sniffer.reading("home/guard").sent
+        assert not alarms
+        wire.set_up(SERVER, "net/ipv4/icmp_echo_ignore_all", "1")
+        _until(lambda: bool(client.send(b"x") and alarms))
+    reading = sniffer.reading("home/guard")
+    assert reading.sent >= asked + 3
+    assert passage().unreturned >= 10
+
+
+def test_loss_is_that_of_the_last_minutes(wire: Wire, sniffer: Sniffer) -> None:
+    sniffer.watch("home/guard", wire.place())
+    _until(lambda: sniffer.reading("home/guard").recent[1] >= 3)
+    reading = sniffer.reading("home/guard")
+    assert reading.recent == (reading.sent, reading.heard)

@@ -9,7 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chainctl.supervisor.suspicion import DEAD, NEVER_HEARD, OVERDUE, Behaviour, is_dead
+from chainctl.supervisor.suspicion import (
+    DEAD,
+    LOOKS_DEAD,
+    NEVER_HEARD,
+    OVERDUE,
+    Behaviour,
+    is_dead,
+    looks_dead,
+)
 from tests.unit.supervisor.asking import detection, lossy, watch
 
 rtts = st.floats(0.0005, 2.0)
@@ -84,7 +92,7 @@ def test_a_hop_that_loses_nearly_all_can_still_be_called_dead() -> None:
 
 
 def test_the_first_answer_is_believed_at_once() -> None:
-    assert NEVER_HEARD.after(0.2) == Behaviour(0.2, 0.1)
+    assert NEVER_HEARD.after(0.2) == Behaviour(0.2, 0.1, 0.0, 0.2)
     assert 0.5 < NEVER_HEARD.late < 1.5
 
 
@@ -129,3 +137,50 @@ def test_queues_that_fill_within_seconds_kill_nobody() -> None:
         return None if answer is None else answer + 0.2 * min(1.0, max(0.0, asked - 60) / 2)
 
     assert watch(path, seconds=120, first=0.0) == []
+
+
+def test_doubt_wants_traffic_questions_and_time_all_in_vain() -> None:
+    usual = learned(*((0.02, 0) for _ in range(100)))
+    doubt = {"silence": usual.late, "unreturned": 10, "overdue": LOOKS_DEAD}
+    assert looks_dead(usual, silence=usual.late, unreturned=10, overdue=LOOKS_DEAD)
+    assert not looks_dead(usual, **{**doubt, "silence": usual.late - 0.001})  # type: ignore[arg-type]
+    assert not looks_dead(usual, **{**doubt, "unreturned": 9})  # type: ignore[arg-type]
+    assert not looks_dead(usual, **{**doubt, "overdue": LOOKS_DEAD - 1})  # type: ignore[arg-type]
+    assert not looks_dead(NEVER_HEARD, silence=60.0, unreturned=1000, overdue=60)
+
+
+@given(histories, st.floats(0, 5), st.integers(0, 64))
+def test_whoever_is_dead_was_doubted_before(
+    history: list[tuple[float, int]], silence: float, overdue: int
+) -> None:
+    behaviour = learned(*history)
+    if is_dead(behaviour, silence=silence, overdue=overdue):
+        assert looks_dead(behaviour, silence=silence, unreturned=10, overdue=overdue)
+    assert behaviour.doubtful <= behaviour.overdue
+
+
+def test_more_questions_make_a_doubt_where_more_is_lost() -> None:
+    assert learned(*((0.05, 0) for _ in range(100))).doubtful == LOOKS_DEAD
+    poor = learned(*((0.05, n % 2) for n in range(200)))
+    assert poor.doubtful > LOOKS_DEAD
+    assert poor.loss**poor.doubtful < 0.005
+
+
+def test_slow_is_what_was_faster_before() -> None:
+    usual = learned(*((0.04, 0) for _ in range(300)))
+    assert not usual.is_slow
+    for _ in range(20):
+        usual = usual.after(0.3)
+    assert usual.is_slow
+    assert not learned(*((0.5, 0) for _ in range(300))).is_slow
+    barely = learned(*((0.002, 0) for _ in range(300)), *((0.1, 0) for _ in range(20)))
+    assert not barely.is_slow, "a tenth of a second more is not worth a word"
+    for _ in range(1000):
+        usual = usual.after(0.3)
+    assert not usual.is_slow, "what lasts is usual"
+
+
+def test_loss_of_a_question_and_its_answer_is_that_of_two_packets() -> None:
+    assert Behaviour(0.1, 0.1, 0.19).one_way_loss == pytest.approx(0.1)
+    assert Behaviour(0.1, 0.1, 1.0).one_way_loss == 1.0
+    assert Behaviour(0.1, 0.1, 0.0).one_way_loss == 0.0

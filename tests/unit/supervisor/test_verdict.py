@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from chainctl.model.fault import Fault, Said
+from chainctl.supervisor.passage import Passage
 from chainctl.supervisor.sniffer import Reading
 from chainctl.supervisor.suspicion import Behaviour
-from chainctl.supervisor.verdict import outermost_dead
+from chainctl.supervisor.verdict import (
+    RECEIVES,
+    Evidence,
+    judge_answering,
+    judge_silent,
+    outermost_dead,
+)
 
 NOW = 1000.0
 USUAL = Behaviour(0.03, 0.002)
@@ -77,3 +88,71 @@ def test_whoever_is_blamed_has_only_answering_hops_outside(silences: list[float 
 def test_the_threshold_is_asked_about_the_silence() -> None:
     assert outermost_dead([silent(NOW - 0.5)], NOW) == 0
     assert outermost_dead([silent(NOW - 0.5)], NOW, threshold=200) is None
+
+
+def receiving(reading: Reading, at: float = NOW) -> Reading:
+    return replace(reading, passage=Passage(looked=at, last_received=at))
+
+
+def test_a_hop_that_receives_is_spared_for_a_while() -> None:
+    assert outermost_dead([silent(NOW - 1)], NOW) == 0
+    assert outermost_dead([receiving(silent(NOW - 1))], NOW) is None
+    assert outermost_dead([receiving(silent(NOW - 1), NOW - 0.5)], NOW) == 0, "that is too old"
+    assert outermost_dead([receiving(silent(NOW - RECEIVES))], NOW) == 0, "one way is not enough"
+
+
+def evidence(reading: Reading, **more: object) -> Evidence:
+    return replace(Evidence(reading, NOW, outer="guard"), **more)  # type: ignore[arg-type]
+
+
+OLD = silent(NOW - 10)
+SENT_IN = replace(OLD, passage=Passage(looked=NOW, outer_received=1000))
+
+SILENT = [
+    ("uplink", evidence(OLD, uplink="eth0 is not connected", said=Said(Fault.AUTH, "no")), "eth0"),
+    ("auth", evidence(OLD, said=Said(Fault.AUTH, "refused the login")), "refused the login; 200"),
+    ("refused", evidence(OLD, said=Said(Fault.REFUSED, "hung up")), "hung up; 200 sent"),
+    ("one-way", evidence(receiving(OLD)), "packets come in but none gets out: 200 sent"),
+    ("payload", evidence(OLD, handshake_age=3.0, says_handshakes=True), "shakes hands but"),
+    ("payload", evidence(SENT_IN), "its server sends something but carries no packets"),
+    ("dead", evidence(SENT_IN, shares_link=True), "200 sent, 0 heard for 10.2 s; guard is fine"),
+    ("dead", evidence(OLD, handshake_age=60.0, says_handshakes=True), "200 sent, 0 heard"),
+    ("dead", evidence(OLD, says_handshakes=True), "never shook hands: no server there, or not"),
+    ("dead", evidence(OLD, outer=""), "200 sent, 0 heard for 10.2 s"),
+    ("dead", evidence(Reading(sent=3, unanswered=3)), "3 sent, nothing heard yet; guard is"),
+]
+
+
+@pytest.mark.parametrize(("fault", "known", "words"), SILENT)
+def test_a_silence_has_a_class_and_a_sentence(fault: str, known: Evidence, words: str) -> None:
+    verdict = judge_silent(known)
+    assert verdict.fault.value == fault
+    assert words in verdict.text
+
+
+def test_silences_that_are_just_beginning_are_not_one_way() -> None:
+    fresh = receiving(silent(NOW - RECEIVES + 0.1))
+    assert judge_silent(evidence(fresh)).fault is Fault.DEAD
+
+
+def test_what_answers_can_be_lossy_or_slow_or_fine() -> None:
+    def judge(behaviour: Behaviour, allowed: float = 0.2) -> Fault | None:
+        known = evidence(replace(answering(), behaviour=behaviour), loss_allowed=allowed)
+        verdict = judge_answering(known)
+        return verdict.fault if verdict else None
+
+    assert judge(USUAL) is None
+    assert judge(Behaviour(0.03, 0.01, 0.5, 0.03)) is Fault.LOSSY
+    assert judge(Behaviour(0.03, 0.01, 0.35, 0.03)) is None, "some 19 % each way"
+    assert judge(Behaviour(0.03, 0.01, 0.35, 0.03), 0.1) is Fault.LOSSY
+    assert judge(Behaviour(0.9, 0.01, 0.0, 0.03)) is Fault.SLOW
+    lossy = judge_answering(evidence(replace(answering(), behaviour=Behaviour(0.03, 0, 0.75))))
+    assert lossy is None, "nothing is said of loss where any is allowed"
+
+
+def test_every_class_has_a_code_of_its_own_in_the_documentation() -> None:
+    codes = [fault.code for fault in Fault]
+    assert len(set(codes)) == len(codes)
+    text = (Path(__file__).parents[3] / "docs/health.md").read_text()
+    for fault in Fault:
+        assert f"| `{fault.value}` | {fault.code} |" in text, fault
