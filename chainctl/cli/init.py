@@ -65,6 +65,7 @@ def init(
 ) -> None:
     """Write a chain file from an interface and a folder of profiles."""
     from chainctl.spec.chain_file import parse_chain_file
+    from chainctl.spec.logins import check_logins
     from chainctl.spec.overlap import check_overlap
 
     if not output.parent.is_dir():
@@ -86,15 +87,16 @@ def init(
             file.write(content)
     except OSError as error:
         raise _usage("C140", f"{output} cannot be written: {error.strerror}") from None
+    notices = [*map(str, spec.notices), *map(str, check_logins(spec))]
     facts = {
         "file": str(output),
         "hops": [{"name": hop.name, "servers": len(hop.pool)} for hop in spec.hops],
-        "notices": [str(notice) for notice in spec.notices],
+        "notices": notices,
     }
     if as_json:
         print_json(facts)
         return
-    for notice in spec.notices:
+    for notice in notices:
         click.echo(f"Note {notice}")
     pools = ", ".join(f"{hop.name} {len(hop.pool)}" for hop in spec.hops)
     click.echo(f"Wrote {output}: {len(spec.hops)} hops, servers: {pools}.")
@@ -147,26 +149,35 @@ def _hops(servers: tuple[Path, ...], count: int | None) -> tuple[_Hop, ...]:
     if len(servers) > 1 or servers[0].is_file():
         if count not in (None, len(servers)):
             raise _usage("C142", "--hops splits one folder; here each --servers is a hop already")
-        return _named([(_pattern(path),) for path in servers])
+        return _named([_patterns(path) for path in servers])
     folder = servers[0]
     files = _profiles(folder)
     below = sorted(path for path in folder.iterdir() if path.is_dir() and _profiles(path))
     if below and not files and count in (None, len(below)):
-        return _named([(_pattern(path),) for path in below])
+        return _named([_patterns(path) for path in below])
     if not files:
-        raise _usage("C142", f"{folder} contains no *.conf, nor {count or 'any'} folders with some")
+        raise _usage(
+            "C142", f"{folder} contains no *.conf or *.ovpn, nor {count or 'any'} folders with some"
+        )
     if count is None and len(files) > 3:
         raise _usage("C142", f"{folder} contains {len(files)} profiles: how many hops? Say --hops")
     return _named(_split(files, count or len(files)))
 
 
+_ENDINGS = (".conf", ".ovpn")
+
+
 def _profiles(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("*.conf") if path.is_file())
+    return sorted(p for p in folder.iterdir() if p.suffix in _ENDINGS and p.is_file())
 
 
-def _pattern(path: Path) -> str:
+def _patterns(path: Path) -> tuple[str, ...]:
+    """What the hop's `servers` lists: a profile, or the folder's profiles of each kind."""
     escaped = glob.escape(str(path))
-    return f"{escaped}/*.conf" if path.is_dir() else escaped
+    if not path.is_dir():
+        return (escaped,)
+    found = {profile.suffix for profile in _profiles(path)} or {_ENDINGS[0]}
+    return tuple(f"{escaped}/*{ending}" for ending in _ENDINGS if ending in found)
 
 
 def _split(files: list[Path], count: int) -> list[tuple[str, ...]]:

@@ -31,6 +31,7 @@ _COMMANDS = {
     "demo": ("Show a three-hop chain at work in a lab; leaves nothing behind.", "demo"),
     "drill": ("Break one thing in a lab under traffic, and say what came of it.", "drill"),
     "lab": ("A small fake internet in network namespaces.", "lab"),
+    "secrets": ("Look at the files that hold keys: `secrets check FILE`.", "secrets"),
     "images": ("Build and check the images hops run from.", "images"),
 }
 """Name: (short help, module of `chainctl.cli` that holds a click command of that name)."""

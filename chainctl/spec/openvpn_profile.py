@@ -35,7 +35,7 @@ from chainctl.spec.openvpn_state import (
 )
 from chainctl.spec.openvpn_text import Directive, parse_lines, parse_openvpn
 from chainctl.spec.openvpn_words import SAME, TABLE, Dropped, Refused, is_resolver_script
-from chainctl.spec.remarks import Remark, Verdict
+from chainctl.spec.remarks import Remark, Verdict, capped
 from chainctl.spec.small_file import UnreadableFile, read_small_file
 from chainctl.spec.wireguard_profile import parse_endpoint
 from chainctl.spec.words import nearest
@@ -45,7 +45,6 @@ LARGEST = 64 * 1024
 """Bytes."""
 MOST_SERVERS = 64
 """In one file; the client takes no more."""
-_MOST_COMPLAINTS = 50
 _USEFUL = [*HANDLERS, *SAME, *(name for name, kind in TABLE.items() if isinstance(kind, Dropped))]
 
 
@@ -87,14 +86,7 @@ def read_openvpn(content: bytes, path: Path) -> OpenVpnReading:
     directives, flaws = parse_openvpn(content)
     reader.take(directives, flaws)
     servers = reader.servers(content)
-    remarks = sorted(reader.remarks, key=lambda remark: remark.place)
-    refused = [remark for remark in remarks if remark.verdict is Verdict.REFUSED]
-    if len(refused) > _MOST_COMPLAINTS:
-        more = refused[_MOST_COMPLAINTS]
-        words = f"and {len(refused) - _MOST_COMPLAINTS} more lines that cannot be used"
-        last = replace(more, word="", code="C225", message=words)
-        remarks = [*remarks[: remarks.index(more)], last]
-    return OpenVpnReading(servers, tuple(remarks))
+    return OpenVpnReading(servers, capped(reader.remarks))
 
 
 class _Reader:

@@ -18,6 +18,7 @@ from chainctl.errors import Complaint, MendFile
 from chainctl.model.secret import Secret
 from chainctl.spec.labels import combine, read_comments
 from chainctl.spec.model import Endpoint, Notice, WireGuardProfile
+from chainctl.spec.remarks import Remark, Verdict, capped
 from chainctl.spec.schema import refuse_special
 from chainctl.spec.small_file import UnreadableFile, read_small_file
 from chainctl.spec.wgquick import Section, Setting, parse_wgquick, show
@@ -45,12 +46,58 @@ def load_wireguard_profile(path: Path) -> WireGuardProfile:
         content = read_small_file(path, LARGEST)
     except UnreadableFile as error:
         raise MendFile.of([Complaint(str(path), 1, 1, "C201", str(error))]) from None
+    profile, remarks = read_wireguard(content, path)
+    refused = [remark for remark in remarks if remark.verdict is Verdict.REFUSED]
+    if refused or profile is None:
+        raise MendFile.of(
+            [Complaint(str(path), *each.place, each.code, each.message) for each in refused]
+        )
+    return profile
+
+
+def read_wireguard(
+    content: bytes, path: Path
+) -> tuple[WireGuardProfile | None, tuple[Remark, ...]]:
+    """The profile, None when anything is refused, and what becomes of each of its lines."""
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
         words = "is UTF-16 text; save it as UTF-8"
-        raise MendFile.of([Complaint(str(path), 1, 1, "C201", words)])
+        return None, (Remark(Place(1, 1), "", Verdict.REFUSED, "C201", words),)
     # Comments may be in any encoding; elsewhere only ASCII is let through.
     text = content.decode("utf-8-sig", errors="replace")
-    return parse_wireguard_profile(text, path)
+    reader = _Reader(text, path)
+    profile = reader.read()
+    return None if reader.complaints else profile, capped(_remarks(reader, text))
+
+
+def _remarks(reader: _Reader, text: str) -> Iterator[Remark]:
+    sections, _ = parse_wgquick(text)
+    words = {
+        place.line: setting.written
+        for section in sections
+        for setting in section.settings.values()
+        for place in setting.key_places
+    }
+    shown = {
+        line: word if word.lower() in _INTERFACE | _PEER | _HOOKS else ""
+        for line, word in words.items()
+    }
+    gone = set()
+    for complaint in reader.complaints:
+        place = Place(complaint.line, complaint.column)
+        gone.add(complaint.line)
+        word = shown.get(complaint.line, "")
+        yield Remark(place, word, Verdict.REFUSED, complaint.code, complaint.message)
+    for notice in reader.notices:
+        place = Place(notice.line, notice.column)
+        if notice.code == "N105":
+            gone.add(notice.line)
+        word = shown.get(notice.line, "")
+        yield Remark(place, word, Verdict.DROPPED, notice.code, notice.message)
+    for section in sections:
+        for setting in section.settings.values():
+            for place in setting.key_places:
+                if place.line not in gone:
+                    yield Remark(place, shown[place.line], Verdict.USED, "", "")
 
 
 def parse_wireguard_profile(text: str, path: Path) -> WireGuardProfile:

@@ -9,6 +9,7 @@ from click.testing import CliRunner, Result
 
 from chainctl.cli.main import main
 from chainctl.spec.chain_file import load_chain_file
+from tests.unit.spec.builders import openvpn_text
 
 PROFILES = Path(__file__).parents[3] / "examples" / "profiles"
 LAN = ("--lan", "eth1", "--address", "192.168.10.254/24")
@@ -47,6 +48,19 @@ def test_one_folder_is_split(folder: Path) -> None:
     assert done.exit_code == 0, done.output
     assert _pools() == [("guard", ["ch-zrh-01", "ch-zrh-02"]), ("exit", ["se-sto-01"])]
     assert load_chain_file(Path("chain.yaml")).name == "away"
+
+
+def test_both_kinds_of_profiles(folder: Path) -> None:
+    north = folder / "provider files" / "north"
+    (north / "es-mad-01.ovpn").write_text(openvpn_text())
+    done = _init(*LAN, "--servers", "provider files")
+    assert done.exit_code == 0, done.output
+    assert _pools()[0] == ("guard", ["ch-zrh-01", "ch-zrh-02", "se-sto-01", "es-mad-01"])
+    assert "hop guard: `es-mad-01` asks for username and password" in done.output
+    (north / "auth.txt").write_text("me\nword\n")
+    (north / "auth.txt").chmod(0o600)
+    done = _init(*LAN, "--servers", "provider files", "-o", "second.yaml")
+    assert "C231" not in done.output
 
 
 def test_each_servers_option_is_a_hop(folder: Path) -> None:
