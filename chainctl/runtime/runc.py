@@ -17,42 +17,33 @@ import hashlib
 import json
 import os
 import re
-import select
 import shutil
 import subprocess
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from chainctl.errors import LookAgain, MendHost
 from chainctl.host.files import data_path
-from chainctl.host.unix import connect
 from chainctl.runtime import cgroups
 from chainctl.runtime.bundle import ClientSpec, render_config
+from chainctl.runtime.locks import locked
 from chainctl.runtime.mounts import make_devices, mount_small, unmount
+from chainctl.runtime.runtime import (
+    PATIENCE,
+    Running,
+    start_time,
+    wait_until_it_answers,
+    watch,
+)
 from chainctl.settings import Settings
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9.-]{0,62}")
-_PATIENCE = 10.0
-"""Seconds for a client to answer or to end; measured 60 ms."""
 _LOG_TAIL = 2000
 
 
-@dataclass(frozen=True)
-class Running:
-    """A client's process, as the kernel shows it."""
-
-    pid: int
-    netns_inode: int
-    uid: int
-    link: str
-    image: str
-
-
 class Clients:
-    """The clients below one `run_dir`. Safe to use from several threads and processes."""
+    """`Runtime` by runc, for the clients below one `run_dir`."""
 
     def __init__(self, settings: Settings) -> None:
         self._folder = settings.run_dir / "clients"
@@ -62,11 +53,6 @@ class Clients:
         self._group = f"/chainctl-{tag}"
 
     def start(self, spec: ClientSpec) -> int:
-        """Have the client run as `spec` says, answering on its control socket; gives its pid.
-
-        One that runs already and is the same is left alone, anything else of that name is
-        stopped first. Raises MendHost C540 to C545, LookAgain C544.
-        """
         if not _NAME.fullmatch(spec.name):
             raise ValueError(f"{spec.name!r} is no name for a client")
         config = self._render(spec)
@@ -78,52 +64,41 @@ class Clients:
             self._prepare(spec, config)
             try:
                 self._run(spec)
-                return self._wait_until_it_answers(spec)
+                return wait_until_it_answers(
+                    spec.name,
+                    lambda: self._running(spec.name),
+                    self.control_socket(spec),
+                    lambda: self.read_log(spec.name),
+                )
             except BaseException:
                 self._clean(spec.name)
                 raise
 
     def stop(self, name: str) -> None:
-        """Kill the client and leave nothing of it; also what a crash left, or nothing at all."""
         with self._only_one(name):
             self._clean(name)
             (self._folder / name).rmdir()
         self.tidy()
 
     def tidy(self) -> None:
-        """With the last client the directories and groups for all of them go.
-
-        To be called again when nothing is left: a crash may have ended `stop` in between.
-        """
-        with contextlib.suppress(OSError, LookAgain), _locked(self._folder, fcntl.LOCK_EX, 0):
+        """With the last client the directories and groups for all of them go."""
+        with contextlib.suppress(OSError, LookAgain), locked(self._folder, fcntl.LOCK_EX, 0):
             self._folder.rmdir()
             cgroups.remove(cgroups.read_hierarchies(), self._group)
             self._state.rmdir()
 
     def observe(self, prefix: str = "") -> dict[str, Running | None]:
-        """Clients by name, 0.4 ms each; None: only rests, which `start` and `stop` clean up."""
+        """0.4 ms a client."""
         names = [place.name for place in self._folder.glob(f"{prefix}*") if place.is_dir()]
         return {name: self._running(name) for name in sorted(names)}
 
     def watch(self, name: str) -> int | None:
-        """A pidfd that becomes readable when the client ends; the caller closes it."""
-        running = self._running(name)
-        if running is None:
-            return None
-        try:
-            handle = os.pidfd_open(running.pid)
-        except ProcessLookupError:
-            return None
-        if self._running(name) == running:
-            return handle
-        os.close(handle)
-        return None
+        return watch(lambda: self._running(name))
 
     def control_socket(self, spec: ClientSpec) -> Path:
         return self._fs(spec.name) / "control" / spec.control_socket
 
     def read_log(self, name: str) -> str:
-        """The last lines the client printed; empty when there is no such client."""
         try:
             text = (self._fs(name) / "log").read_bytes()[-_LOG_TAIL:]
         except FileNotFoundError:
@@ -182,7 +157,7 @@ class Clients:
                     stdout=log,
                     stderr=log,
                     pass_fds=(lock.fileno(),),
-                    timeout=_PATIENCE,
+                    timeout=PATIENCE,
                     check=False,
                 )
             except FileNotFoundError:
@@ -203,33 +178,15 @@ class Clients:
         said = [json.loads(line)["msg"] for line in lines if line.startswith("{")]
         return said[-1] if said else self.read_log(name).strip()
 
-    def _wait_until_it_answers(self, spec: ClientSpec) -> int:
-        deadline = time.monotonic() + _PATIENCE
-        watched = self.watch(spec.name)
-        running = self._running(spec.name)
-        try:
-            while watched is not None and running is not None:
-                if _listens(self.control_socket(spec)):
-                    return running.pid
-                ended = select.select([watched], [], [], 0.002)[0]
-                if ended or time.monotonic() > deadline:
-                    break
-        finally:
-            if watched is not None:
-                os.close(watched)
-        raise MendHost(
-            "C543",
-            f"the client {spec.name} did not come up: {self.read_log(spec.name).strip()}",
-            hint="chainctl doctor",
-        )
-
     def _running(self, name: str) -> Running | None:
         """What runc started and is still alive. runc takes exec.fifo away when it lets it go."""
         try:
             state = json.loads((self._state / name / "state.json").read_text())
             config = json.loads((self._fs(name) / "config.json").read_text())
             pid = int(state["init_process_pid"])
-            if (self._state / name / "exec.fifo").exists() or not _is_alive(pid, state):
+            if (self._state / name / "exec.fifo").exists():
+                return None
+            if start_time(pid) != state["init_process_start"]:
                 return None
             return Running(
                 pid=pid,
@@ -244,7 +201,7 @@ class Clients:
 
     def _clean(self, name: str) -> None:
         hierarchies = cgroups.read_hierarchies()
-        deadline = time.monotonic() + _PATIENCE
+        deadline = time.monotonic() + PATIENCE
         while not self._is_gone(name, hierarchies):
             if time.monotonic() > deadline:
                 raise LookAgain("C544", f"the processes of the client {name} do not end")
@@ -273,49 +230,7 @@ class Clients:
     def _only_one(self, name: str) -> Iterator[None]:
         """Nobody else starts or stops `name`, and nobody takes the directories away."""
         with (
-            _locked(self._folder, fcntl.LOCK_SH, _PATIENCE),
-            _locked(self._folder / name, fcntl.LOCK_EX, _PATIENCE),
+            locked(self._folder, fcntl.LOCK_SH, PATIENCE),
+            locked(self._folder / name, fcntl.LOCK_EX, PATIENCE),
         ):
             yield
-
-
-@contextlib.contextmanager
-def _locked(folder: Path, mode: int, patience: float) -> Iterator[None]:
-    """Hold a lock on the directory, made if need be. Raises LookAgain C544 if others hold it."""
-    deadline = time.monotonic() + patience
-    while (handle := _try_lock(folder, mode)) is None:
-        if time.monotonic() >= deadline:
-            raise LookAgain("C544", f"somebody else is busy in {folder}")
-        time.sleep(0.005)
-    try:
-        yield
-    finally:
-        os.close(handle)
-
-
-def _try_lock(folder: Path, mode: int) -> int | None:
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(handle, mode | fcntl.LOCK_NB)
-        # Whoever held it before may have removed the directory, and another may be there now.
-        if folder.stat().st_ino == os.fstat(handle).st_ino:
-            return handle
-    except (BlockingIOError, FileNotFoundError):
-        pass
-    os.close(handle)
-    return None
-
-
-def _listens(control_socket: Path) -> bool:
-    try:
-        connect(control_socket, timeout=_PATIENCE).close()
-    except OSError:
-        return False  # Not there yet, or bound and not listened on yet.
-    return True
-
-
-def _is_alive(pid: int, state: dict[str, Any]) -> bool:
-    """Still the process that runc made: pids are used again, start times are not (proc(5))."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return fields[0] not in "ZX" and int(fields[19]) == state["init_process_start"]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import os
 import subprocess
 from dataclasses import dataclass
 from functools import partial
 from ipaddress import IPv4Address
+from pathlib import Path
 
 from chainctl.host import tun
 from chainctl.host.netns import Namespaces
@@ -16,6 +18,7 @@ from chainctl.model.secret import Secret
 from chainctl.model.wireguard import WireGuardConfig
 from chainctl.runtime.bundle import ClientSpec, wireguard_client
 from chainctl.runtime.runc import Clients
+from chainctl.runtime.runtime import Runtime
 from chainctl.settings import Settings
 
 UIDS = {"left": 7_100_001, "right": 7_100_002}
@@ -30,13 +33,13 @@ MTU = 1420
 class Rig:
     settings: Settings
     namespaces: Namespaces
-    clients: Clients
+    clients: Runtime
     image: Image
 
     def build(self) -> None:
         """Both namespaces wired up; nobody runs in them."""
         for side in OTHER:
-            self.namespaces.create(side)
+            self.make_namespace(side)
             self.namespaces.call(side, partial(self._make_tuns, side))
         left, right = (str(self.namespaces.path(side)) for side in OTHER)
         enter(left, f"ip link add wire type veth peer name peer netns {right}")
@@ -47,6 +50,12 @@ class Rig:
             enter(pin, "ip link set wire up")
             enter(pin, "ip link set tunA up")
 
+    def make_namespace(self, side: str) -> None:
+        self.namespaces.create(side)
+
+    def remove_namespace(self, side: str) -> None:
+        self.namespaces.remove(side)
+
     def _make_tuns(self, side: str) -> None:
         tun.create("tunA", uid=UIDS[side], mtu=MTU)
         # The other slot's: another user's.
@@ -56,8 +65,37 @@ class Rig:
         for name in self.clients.observe():
             self.clients.stop(name)
         for name in self.namespaces.names():
-            self.namespaces.remove(name)
+            self.remove_namespace(name)
         self.namespaces.close()
+
+    @property
+    def allowed(self) -> set[str]:
+        """What an attacker in the client's place can do."""
+        return {
+            *("fork", "clone-plain", "inet", "netlink-route", "tun-own", "control-socket"),
+            *("write-control", "open-null"),
+        }
+
+    def rests(self) -> list[str]:
+        """What is left of clients: files, mounts, groups, processes."""
+        group = Clients(self.settings)._group
+        found = self.files_and_mounts("clients")
+        found += [str(p) for p in Path("/sys/fs/cgroup").glob(f"*{group}")]
+        found += [str(p) for p in Path("/sys/fs/cgroup").glob(group.strip("/"))]
+        for place in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                zombie = status_of(int(place.name))["State"].startswith("Z")
+                if group in (place / "cgroup").read_text() and not zombie:
+                    found.append(f"{place} {(place / 'cmdline').read_bytes()!r}")
+        return found
+
+    def files_and_mounts(self, folder: str) -> list[str]:
+        run = self.settings.run_dir
+        mounts = Path("/proc/self/mounts").read_text().splitlines()
+        return [
+            *(str(p) for p in run.rglob("*") if not {"netns", "anchors"} & set(p.parts)),
+            *(line for line in mounts if f"/{folder}/" in line and str(run) in line),
+        ]
 
     def spec(self, side: str = "left", name: str | None = None) -> ClientSpec:
         return wireguard_client(
@@ -69,6 +107,11 @@ class Rig:
             root=self.image.root,
             program=self.image.entrypoint[0],
         )
+
+
+def status_of(pid: int) -> dict[str, str]:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
 
 
 def enter(pin: str, command: str) -> str:

@@ -30,7 +30,7 @@ from chainctl.runtime.wireguard import WireGuardStatus
 from chainctl.runtime.wireguard_go import WireGuardGo
 from chainctl.runtime.wireguard_kernel import create_device, kernel_wireguard_available
 from chainctl.settings import Settings
-from tests.kernel.client_rig import INSIDE, MTU, OTHER, UIDS, Rig, configs, enter
+from tests.kernel.client_rig import INSIDE, MTU, OTHER, UIDS, Rig, configs, enter, status_of
 
 pytestmark = pytest.mark.root
 
@@ -58,25 +58,6 @@ def eventually(what: Callable[[], object]) -> None:
     while not what():
         assert time.monotonic() < deadline, "it did not happen in time"
         select.select([], [], [], 0.01)
-
-
-def rests(settings: Settings) -> list[str]:
-    """What is left of clients: files, mounts, groups, processes."""
-    group = Clients(settings)._group
-    found = [str(p) for p in settings.run_dir.rglob("*") if "netns" not in p.parts]
-    found += [
-        m
-        for m in Path("/proc/self/mounts").read_text().splitlines()
-        if "/clients/" in m and str(settings.run_dir) in m
-    ]
-    found += [str(p) for p in Path("/sys/fs/cgroup").glob(f"*{group}")]
-    found += [str(p) for p in Path("/sys/fs/cgroup").glob(group.strip("/"))]
-    for place in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            zombie = status_of(int(place.name))["State"].startswith("Z")
-            if group in (place / "cgroup").read_text() and not zombie:
-                found.append(f"{place} {(place / 'cmdline').read_bytes()!r}")
-    return found
 
 
 def udp_echo(rig: Rig) -> bool:
@@ -164,7 +145,7 @@ def test_one_that_should_be_different_is_replaced(rig: Rig) -> None:
 def test_one_in_a_namespace_that_was_made_anew_is_replaced(rig: Rig) -> None:
     pid = rig.clients.start(rig.spec())
     for side in OTHER:
-        rig.namespaces.remove(side)
+        rig.remove_namespace(side)
     rig.build()
     again = rig.clients.start(rig.spec())
     assert again != pid
@@ -202,7 +183,7 @@ def test_stopping_leaves_nothing_and_may_be_repeated(rig: Rig) -> None:
     assert list(rig.clients.observe("rig.l")) == ["rig.left"]
     for side in (*OTHER, *OTHER):
         rig.clients.stop(f"rig.{side}")
-    assert rests(rig.settings) == []
+    assert rig.rests() == []
 
 
 def test_many_start_and_stop_at_once(rig: Rig) -> None:
@@ -223,15 +204,10 @@ def test_many_start_and_stop_at_once(rig: Rig) -> None:
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(safely, range(16)))
-    assert rests(rig.settings) == []
+    assert rig.rests() == []
 
 
 # That it can do nothing else.
-
-
-def status_of(pid: int) -> dict[str, str]:
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
 
 
 def inode(path: str) -> int:
@@ -245,7 +221,7 @@ def test_it_has_no_rights(rig: Rig) -> None:
         assert int(status[name], 16) == 0
     uid = str(UIDS["left"])
     assert status["Uid"].split() == status["Gid"].split() == [uid] * 4
-    assert status["Groups"] == ""
+    assert {*status["Groups"].split()} <= {uid}
     assert (status["NoNewPrivs"], status["Seccomp"]) == ("1", "2")
     for kind in ("pid", "ipc", "uts", "mnt", "cgroup", "net"):
         assert inode(f"/proc/{pid}/ns/{kind}") != inode(f"/proc/self/ns/{kind}")
@@ -286,27 +262,27 @@ def intruder(tmp_path_factory: pytest.TempPathFactory, image: Image) -> Path:
     return root
 
 
+INTRUDER = "0" * 64
+"""Stands for the digest of a root that was tampered with."""
+
+
 def attempts(rig: Rig, spec: ClientSpec) -> dict[str, str]:
     rig.clients.start(spec)
+    eventually(lambda: "set-flags" in rig.clients.read_log(spec.name))
     lines = rig.clients.read_log(spec.name).splitlines()
     return dict(line.split() for line in lines)
 
 
-ALLOWED = {
-    *("fork", "clone-plain", "inet", "netlink-route", "tun-own", "control-socket"),
-    *("write-control", "open-null"),
-}
-
-
 def test_an_attacker_inside_gets_nowhere(rig: Rig, intruder: Path) -> None:
     pin = str(rig.namespaces.path("left"))
-    got = attempts(rig, replace(rig.spec(), root=intruder))
+    got = attempts(rig, replace(rig.spec(), root=intruder, image=INTRUDER))
     assert got.pop("set-mtu") == "ok"  # It is told so; the next line shows that it is not.
     assert f"mtu {MTU}" in enter(pin, "ip link show tunA")
-    assert {name for name, result in got.items() if result == "ok"} == ALLOWED
+    assert {name for name, result in got.items() if result == "ok"} == rig.allowed
     assert got["clone3"] == "ENOSYS"
     assert got["inet6"] == "EAFNOSUPPORT"
-    assert got["write-root"] == got["write-dev"] == "EROFS"
+    assert got["write-root"] == "EROFS"
+    assert got["write-dev"] in ("EROFS", "EACCES")
     assert got["exec-written"] == "EACCES"
     assert got["tun-other-slot"] == got["tun-new"] == "EPERM"
     for name in ("unshare-user", "unshare-net", "clone-user", "packet", "vsock", "setns"):
@@ -405,7 +381,7 @@ def test_killed_at_any_moment_leaves_only_what_stop_cleans_up(rig: Rig, also_run
             kill_runc(rig)
         child.communicate()
         rig.clients.stop("rig.left")
-        assert rests(rig.settings) == [], f"killed after {moment} ms"
+        assert rig.rests() == [], f"killed after {moment} ms"
 
 
 def test_killed_at_any_moment_can_be_started_again(rig: Rig) -> None:
@@ -433,12 +409,13 @@ def test_a_container_that_was_made_and_never_started_is_no_client(rig: Rig) -> N
     started = rig.clients.start(rig.spec())
     assert started != pid
     rig.clients.stop("rig.left")
-    assert rests(rig.settings) == []
+    assert rig.rests() == []
 
 
 def half_start(rig: Rig) -> int:
     """What a runc leaves that is killed between `create` and `start`."""
     clients, spec = rig.clients, rig.spec()
+    assert isinstance(clients, Clients)
     with clients._only_one(spec.name):
         clients._prepare(spec, clients._render(spec))
     folder = rig.settings.run_dir / "clients" / spec.name
@@ -466,7 +443,7 @@ def test_a_client_that_cannot_start_says_why_and_leaves_nothing(rig: Rig) -> Non
     assert caught.value.code == "C543"
     assert "operation not permitted" in caught.value.message
     rig.clients.stop("rig.left")
-    assert rests(rig.settings) == []
+    assert rig.rests() == []
 
 
 def test_words_of_runc_are_handed_on(rig: Rig, tmp_path: Path) -> None:
