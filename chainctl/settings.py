@@ -10,7 +10,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Settings:
-    """Directories, each overridable by an environment variable (for labs and tests)."""
+    """Places, each overridable by an environment variable (for labs and tests)."""
 
     run_dir: Path = Path("/run/chainctl")
     """Pins, sockets, secrets on tmpfs; gone after a reboot. CHAINCTL_RUN_DIR."""
@@ -18,6 +18,8 @@ class Settings:
     """Journal and wanted state; survives a reboot. CHAINCTL_STATE_DIR."""
     image_dir: Path = Path("/var/lib/chainctl/images")
     """Unpacked hop images, shared by all chains and labs. CHAINCTL_IMAGE_DIR."""
+    docker_socket: Path = Path("/var/run/docker.sock")
+    """Where a Docker daemon of this machine answers, if there is one. CHAINCTL_DOCKER_SOCKET."""
 
     @classmethod
     def load(cls, environ: Mapping[str, str] = os.environ) -> Settings:
@@ -26,6 +28,7 @@ class Settings:
             run_dir=Path(environ.get("CHAINCTL_RUN_DIR", default.run_dir)),
             state_dir=Path(environ.get("CHAINCTL_STATE_DIR", default.state_dir)),
             image_dir=Path(environ.get("CHAINCTL_IMAGE_DIR", default.image_dir)),
+            docker_socket=Path(environ.get("CHAINCTL_DOCKER_SOCKET", default.docker_socket)),
         )
 
     @property

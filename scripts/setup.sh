@@ -30,6 +30,7 @@ test   command  nft               nftables                breaks rules by hand
 test   command  strace            strace                  kills before every system call
 test   command  gcc               gcc                     compiles the break-in attempts
 test   header   stdio.h           libc6-dev               compiles the break-in attempts
+test   command  dockerd           docker.io               a Docker daemon of the tests' own
 bench  command  nft               nftables                the hand-wired baseline
 bench  command  iperf3            iperf3                  measures throughput
 vm     command  qemu-system-x86_64 qemu-system-x86       boots another kernel
@@ -90,12 +91,25 @@ install_system() {
 	fi
 	echo "installing: ${packages[*]}"
 	export DEBIAN_FRONTEND=noninteractive
+	keep_services_off
 	# An old or empty list of packages is the usual reason for a failure, so it is renewed then.
 	"${apt[@]}" >.make/apt.log 2>&1 || { apt-get update && "${apt[@]}"; } >>.make/apt.log 2>&1 || {
 		tail -n 20 .make/apt.log >&2
 		echo "apt-get failed; nothing was removed. Its whole output: .make/apt.log" >&2
 		return 1
 	}
+	# Tests start daemons of their own; a machine's own Docker is its owner's to switch on.
+	if [[ " ${packages[*]} " == *" docker.io "* ]] && command -v systemctl >/dev/null; then
+		systemctl --quiet disable docker.service docker.socket containerd.service || true
+	fi
+}
+
+# What is installed here starts nothing (invoke-rc.d(8)).
+keep_services_off() {
+	[[ -e /usr/sbin/policy-rc.d ]] && return
+	printf '#!/bin/sh\nexit 101\n' >/usr/sbin/policy-rc.d
+	chmod 755 /usr/sbin/policy-rc.d
+	trap 'rm -f /usr/sbin/policy-rc.d' EXIT
 }
 
 make_environment() {

@@ -138,6 +138,15 @@ class Namespaces:
         wanted = {**SETTINGS, **(settings or {})}
         self.call(_HOST, lambda: self._create(name, wanted))
 
+    def adopt(self, name: str, place: Path, settings: Mapping[str, str] | None = None) -> None:
+        """Pin the namespace `place` (`/proc/PID/ns/net`), which somebody else made, as `name`.
+
+        Otherwise like `create`. Another namespace of that name is unpinned. Raises MendHost C311
+        when `place` is none.
+        """
+        wanted = {**SETTINGS, **(settings or {})}
+        self.call(_HOST, lambda: self._adopt(name, place, wanted))
+
     def remove(self, name: str) -> None:
         """Unpin `name`; the kernel removes the namespace when nobody is in it any more.
 
@@ -282,15 +291,32 @@ class Namespaces:
             return
         namespace = self._maker.make()
         try:
-            self._current = None
-            _setns(namespace)
-            try:
-                _settle(settings)
-            finally:
-                self._switch(_HOST)
-            self._pin(namespace, name)
+            self._settle_and_pin(namespace, name, settings)
         finally:
             os.close(namespace)
+
+    def _adopt(self, name: str, place: Path, settings: Mapping[str, str]) -> None:
+        try:
+            namespace = os.open(place, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            raise MendHost("C311", f"there is no network namespace {place}") from None
+        try:
+            if self.inode(name) == os.fstat(namespace).st_ino:
+                self._inside(name, lambda: _settle(settings))
+                return
+            self._remove(name)
+            self._settle_and_pin(namespace, name, settings)
+        finally:
+            os.close(namespace)
+
+    def _settle_and_pin(self, namespace: int, name: str, settings: Mapping[str, str]) -> None:
+        self._current = None
+        _setns(namespace)
+        try:
+            _settle(settings)
+        finally:
+            self._switch(_HOST)
+        self._pin(namespace, name)
 
     def _pin(self, namespace: int, name: str) -> None:
         self._pins.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import Enum
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
-from chainctl.model.parts import UDP, LanMode, NsName, PortName
+from chainctl.model.parts import UDP, LanMode, NsName, PortName, RuntimeKind
 from chainctl.model.wireguard import WireGuardConfig
 
 MAX_HOPS = 14
@@ -125,6 +125,7 @@ class Chain:
     """Who answers what devices ask the gateway on port 53; None: nobody."""
     path_mtu: int
     """Largest packet that reaches hop 1's server, in bytes."""
+    runtime: RuntimeKind = RuntimeKind.EMBEDDED
 
     @property
     def gateway(self) -> NsName:

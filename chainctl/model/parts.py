@@ -26,12 +26,25 @@ UDP = 17
 TCP = 6
 
 
+class RuntimeKind(Enum):
+    """What runs VPN clients."""
+
+    EMBEDDED = "embedded"
+    """runc, called by the supervisor itself."""
+    DOCKER = "docker"
+
+
 @dataclass(frozen=True)
 class Namespace:
-    """A pinned network namespace, owned by a user namespace of its own, without IPv6."""
+    """A pinned network namespace without IPv6.
+
+    `runtime`: EMBEDDED, it is owned by a user namespace of its own; DOCKER, a container without
+    any right holds it; None, that container is gone, so no other could join it any more.
+    """
 
     name: NsName
     forwarding: bool = False
+    runtime: RuntimeKind | None = RuntimeKind.EMBEDDED
 
     @property
     def key(self) -> Key:
@@ -316,10 +329,15 @@ class Client:
     link: str
     uid: int
     image: str
+    runtime: RuntimeKind = RuntimeKind.EMBEDDED
 
     @property
     def key(self) -> Key:
-        return ("client", self.name)
+        return client_key(self.name, self.runtime)
+
+
+def client_key(name: str, runtime: RuntimeKind) -> Key:
+    return ("client", name, runtime.value)
 
 
 @dataclass(frozen=True)

@@ -79,7 +79,7 @@ def _guarded_namespaces(chain: Chain) -> Iterator[Part]:
     for hop in chain.hops:
         ns = chain.namespace(hop)
         rules = guard.render_exit(chain) if hop is chain.exit else guard.render_hop(chain, hop)
-        yield Namespace(ns, forwarding=True)
+        yield Namespace(ns, forwarding=True, runtime=chain.runtime)
         yield NftTable(ns, guard.TABLE, rules)
     yield NftTable(HOST, f"{guard.TABLE}-{chain.name}", guard.render_host(chain))
     if chain.uplink.docker_user:
@@ -241,5 +241,6 @@ def _clients(chain: Chain) -> Iterator[Part]:
             name = chain.client_name(hop, tunnel.slot)
             ns, link = chain.namespace(hop), tunnel.slot.link
             if tunnel.engine is Engine.USERSPACE:
-                yield Client(name, ns, link, chain.uid(hop, tunnel.slot), tunnel.image)
+                uid = chain.uid(hop, tunnel.slot)
+                yield Client(name, ns, link, uid, tunnel.image, chain.runtime)
             yield TunnelConfig(name, ns, link, tunnel.config.digest)

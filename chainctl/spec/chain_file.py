@@ -93,6 +93,7 @@ def parse_chain_file(text: str, path: Path) -> ChainSpec:
             loss=health.loss,
             probe=health.probe,
         ),
+        runtime=file.runtime,
         places=MappingProxyType(document.places),
     )
 

@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 from chainctl.model.independence import Independence, Trait
 from chainctl.model.openvpn import OpenVpnProfile
-from chainctl.model.parts import LanMode
+from chainctl.model.parts import LanMode, RuntimeKind
 from chainctl.model.secret import Secret
 from chainctl.spec.yaml_text import PathInFile, Place
 
@@ -202,6 +202,8 @@ class ChainSpec:
     independent: Independence = INDEPENDENCE
     rotation: RotationSpec = RotationSpec()
     health: HealthSpec = HealthSpec()
+    runtime: RuntimeKind | None = RuntimeKind.EMBEDDED
+    """None: Docker if a daemon answers when the chain comes up."""
     places: Mapping[PathInFile, Place] = field(
         default_factory=lambda: MappingProxyType({}), compare=False, repr=False
     )

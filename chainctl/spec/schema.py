@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 
 from chainctl.model.chain import LEGS_PER_CHAIN, MAX_HOPS
 from chainctl.model.independence import Trait
-from chainctl.model.parts import LanMode
+from chainctl.model.parts import LanMode, RuntimeKind
 from chainctl.spec.countries import COUNTRIES
 from chainctl.spec.duration import (
     DURATION,
@@ -412,6 +412,20 @@ class ChainFile(_Keys):
     independent: Independent = Independent()
     rotation: Rotation = Rotation()
     health: Health = Health()
+    runtime: Annotated[
+        RuntimeKind | None,
+        Word(
+            "C145",
+            "embedded|docker|auto",
+            "`embedded`, `docker` or `auto`",
+            lambda word: None if word == "auto" else RuntimeKind(word),
+        ),
+    ] = Field(
+        default=RuntimeKind.EMBEDDED,
+        description="What runs the VPN clients; auto: Docker if it answers when the chain comes "
+        "up, else chainctl itself.",
+        json_schema_extra={"default": "embedded"},
+    )
 
 
 _LATER = {

@@ -12,6 +12,7 @@ from pathlib import Path
 from chainctl.errors import Complaint, MendFile
 from chainctl.host.resolver import lookup_ipv4
 from chainctl.model.facts import NetworkFacts
+from chainctl.model.parts import RuntimeKind
 from chainctl.model.selection import HopSelection
 from chainctl.net.facts import read_network
 from chainctl.spec.chain_file import load_chain_file
@@ -77,6 +78,7 @@ def gather(file: Path, machine: Machine, journal: Journal) -> Gathered:
             engine=machine.engine(),
             image=machine.image().digest,
             forwarded_before=_forwarded_before(spec, network, machine, journal),
+            runtime=spec.runtime or _runtime(spec.name, machine, journal),
             path_mtus=journal.recall(spec.name, "path_mtus", {}),
         ),
     )
@@ -96,6 +98,12 @@ def recall_selection(name: str, journal: Journal) -> dict[str, HopSelection]:
         with suppress(KeyError, TypeError, AttributeError):
             found[hop] = HopSelection.from_json(value)
     return found
+
+
+def _runtime(name: str, machine: Machine, journal: Journal) -> RuntimeKind:
+    """`auto`: as it came up, for as long as it is up, whatever becomes of Docker meanwhile."""
+    remembered = journal.recall(name, "runtime")
+    return RuntimeKind(remembered) if remembered else machine.runtime()
 
 
 def _pinned_names(spec: ChainSpec, journal: Journal, *, running: bool) -> dict[str, IPv4Address]:

@@ -10,13 +10,14 @@ import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from ipaddress import IPv4Address
 from typing import TypeVar
 
 from chainctl.errors import ChainctlError, MendHost
-from chainctl.host.netns import Namespaces
-from chainctl.images.image import Image, ensure_image
+from chainctl.host.netns import FORWARDING, Namespaces
+from chainctl.images.image import Image, ensure_image, list_images, pack_image
 from chainctl.images.lock import ImageKind
 from chainctl.model.chain import Chain, Engine, Hop
 from chainctl.model.parts import (
@@ -42,6 +43,7 @@ from chainctl.model.parts import (
     PortRow,
     Route,
     Rule,
+    RuntimeKind,
     Tun,
     TunFilter,
     TunnelConfig,
@@ -68,7 +70,10 @@ from chainctl.net.policy import compile_policy
 from chainctl.net.rtnl import IFF_NOARP, read_links
 from chainctl.net.tables import Tables
 from chainctl.runtime.bundle import ClientSpec, wireguard_client
+from chainctl.runtime.container import Archive
+from chainctl.runtime.docker import DockerClients
 from chainctl.runtime.runc import Clients
+from chainctl.runtime.runtime import Running, Runtime
 from chainctl.runtime.wireguard import WireGuardDevice, WireGuardStatus
 from chainctl.runtime.wireguard_go import WireGuardGo
 from chainctl.runtime.wireguard_kernel import KernelWireGuard as KernelDevice
@@ -87,9 +92,14 @@ class Machine:
         self._settings = settings
         self._links = Links(self.namespaces)
         self._tables = Tables(self.namespaces, settings.run_dir / "tables")
-        self._clients = Clients(settings)
+        self._docker = DockerClients(settings, self._packed)
+        self._runtimes: dict[RuntimeKind, Runtime] = {
+            RuntimeKind.EMBEDDED: Clients(settings),
+            RuntimeKind.DOCKER: self._docker,
+        }
         self._filter: PanelFilter | None = None
         self._image: Image | None = None
+        self._archives: dict[str, Archive] = {}
         self._chains: dict[str, Chain] = {}
         self._configs: dict[str, WireGuardConfig] = {}
         self._lock = threading.RLock()
@@ -115,6 +125,22 @@ class Machine:
             self._image = ensure_image(ImageKind.WIREGUARD, self._settings)
         return self._image
 
+    def _packed(self, digest: str) -> Archive:
+        """The image as Docker loads it."""
+        if digest not in self._archives:
+            images = {image.digest: image for image in list_images(self._settings)}
+            if digest not in images:
+                raise MendHost("C711", f"the image {digest[:12]} is gone", hint="chainctl up")
+            packed = pack_image(images[digest])
+            ids = (packed.config_digest, packed.manifest_digest)
+            self._archives[digest] = Archive(ids, packed.data)
+        return self._archives[digest]
+
+    def runtime(self) -> RuntimeKind:
+        """Docker if a daemon answers."""
+        answers = self._docker.daemon_answers()
+        return RuntimeKind.DOCKER if answers else RuntimeKind.EMBEDDED
+
     def engine(self) -> Engine:
         return Engine.KERNEL if kernel_wireguard_available() else Engine.USERSPACE
 
@@ -130,7 +156,9 @@ class Machine:
     def chains_found(self) -> list[str]:
         """Names of the chains that something is left of."""
         pinned = {name.partition(".")[0] for name in self.namespaces.names() if "." in name}
-        return sorted(pinned | {name.partition(".")[0] for name in self._clients.observe()})
+        clients = [name for runtime in self._runtimes.values() for name in runtime.observe()]
+        names = [*clients, *self._docker.anchors()]
+        return sorted(pinned | {name.partition(".")[0] for name in names})
 
     def uplink_made_to_forward(self, name: str) -> str:
         """The host's link that forwards only for this chain; "" when none does."""
@@ -146,7 +174,11 @@ class Machine:
 
     def watch_client(self, name: str) -> int | None:
         """A pidfd of the VPN client; None when there is none, as for a device of the kernel."""
-        return self._clients.watch(name)
+        return self._runtime_of(name).watch(name)
+
+    def watch_holder(self, ns: NsName) -> int | None:
+        """A pidfd of the container that holds the namespace; None when a pin alone does."""
+        return self._docker.watch_anchor(ns)
 
     def shared_parts(self) -> tuple[Key, ...]:
         return (Namespace(PANEL).key, NftTable(PANEL, guard.TABLE, "").key)
@@ -162,6 +194,8 @@ class Machine:
                 port_prefix=f"c{number}-",
                 forwarding=[uplink] if uplink else [],
             )
+            found = [self._held(part) if isinstance(part, Namespace) else part for part in found]
+            found += self._lost_anchors(name)
             found += self._lost_host_leg(found, f"chain{number}")
             present = {part.name for part in found if isinstance(part, Namespace)}
             places = [(ns, guard.TABLE) for ns in mine]
@@ -175,6 +209,19 @@ class Machine:
                 found += self._observe_filter(number, chain)
             found += self._observe_tunnels(name, found, chain)
             return found
+
+    def _held(self, part: Namespace) -> Namespace:
+        """With what holds it: the supervisor's own pin, or a container, or one that is gone."""
+        if part.name not in self._docker.anchors(part.name):
+            return part
+        held = self._docker.anchored(part.name) == self.namespaces.inode(part.name)
+        return replace(part, runtime=RuntimeKind.DOCKER if held else None)
+
+    def _lost_anchors(self, name: str) -> Iterator[Part]:
+        """Containers for a namespace that was not pinned yet, or is no more."""
+        for ns in self._docker.anchors(f"{name}."):
+            if self.namespaces.inode(ns) is None:
+                yield Namespace(NsName(ns), runtime=None)
 
     def _lost_host_leg(self, found: Iterable[Part], link: str) -> list[Part]:
         """The host's leg whose panel is gone. Nobody else makes a veth without ARP."""
@@ -224,12 +271,12 @@ class Machine:
             if address is not None:
                 yield TunFilter(part.ns, part.link, address)
         by_inode = {self.namespaces.inode(part.ns): part.ns for part in tunnels}
-        for client, running in self._clients.observe(f"{name}.").items():
+        for kind, client, running in self._observe_clients(name):
             if running is None:
-                yield Client(client, NsName("?"), "?", -1, "?")
+                yield Client(client, NsName("?"), "?", -1, "?", kind)
                 continue
             ns = by_inode.get(running.netns_inode, NsName("?"))
-            yield Client(client, ns, running.link, running.uid, running.image)
+            yield Client(client, ns, running.link, running.uid, running.image, kind)
             yield from self._observe_config(client, ns, running.link, Engine.USERSPACE)
         # A device of the kernel has no process, so it is found by its link.
         kernel = {(part.ns, part.link) for part in tunnels if isinstance(part, KernelWireGuard)}
@@ -241,6 +288,11 @@ class Machine:
                 if (ns, link) in kernel:
                     client = chain.client_name(hop, tunnel.slot)
                     yield from self._observe_config(client, ns, link, Engine.KERNEL)
+
+    def _observe_clients(self, chain: str) -> Iterator[tuple[RuntimeKind, str, Running | None]]:
+        for kind, runtime in self._runtimes.items():
+            for client, running in runtime.observe(f"{chain}.").items():
+                yield kind, client, running
 
     def _observe_config(
         self, name: str, ns: NsName, link: str, engine: Engine
@@ -282,7 +334,7 @@ class Machine:
             case KernelWireGuard(ns, link, mtu):
                 self.namespaces.call(ns, lambda: create_device(link, mtu))
             case Client():
-                self._clients.start(self._client(part))
+                self._runtimes[part.runtime].start(self._client(part))
             case TunnelConfig(name, ns, link):
                 self._configure_tunnel(name, ns, link)
             case ForeignLink():
@@ -307,6 +359,7 @@ class Machine:
             case Namespace(name):
                 self._links.remove(part)
                 self._tables.forget(name)
+                self._docker.release(name)
             case LanLeg() | Tun() | Address() | Up() | Route() | Rule() | Forwarding():
                 self._links.remove(part)
             case ForeignLink():
@@ -329,7 +382,7 @@ class Machine:
                 index = self._port_index(port)
                 self._in_panel(lambda: self._opened().detach(index))
             case Client(name):
-                self._clients.stop(name)
+                self._runtimes[part.runtime].stop(name)
             case TunFilter() | TunnelConfig():
                 pass  # They go with the device and with the client.
 
@@ -345,7 +398,8 @@ class Machine:
                 self._drop_filter()
                 remove_pins(self._settings.bpf_dir)
                 unmount_bpffs(self._settings.bpf_dir)
-                self._clients.tidy()
+                for runtime in self._runtimes.values():
+                    runtime.tidy()
 
     # The gate.
 
@@ -390,7 +444,13 @@ class Machine:
             with self._lock:
                 self._drop_filter()
                 remove_pins(self._settings.bpf_dir)
-        self._links.make(part)
+        if part.runtime is RuntimeKind.DOCKER:
+            pause = ensure_image(ImageKind.PAUSE, self._settings)
+            place = self._docker.anchor(part.name, pause.digest, pause.entrypoint)
+            settings = FORWARDING if part.forwarding else {}
+            self.namespaces.adopt(part.name, place, settings)
+        else:
+            self._links.make(part)
 
     def _opened(self) -> PanelFilter:
         with self._lock:
@@ -483,7 +543,12 @@ class Machine:
         if engine is Engine.KERNEL:
             return KernelDevice(link, partial(self.namespaces.call, ns))
         spec = self._client(Client(name, ns, link, 0, ""))
-        return WireGuardGo(self._clients.control_socket(spec))
+        return WireGuardGo(self._runtime_of(name).control_socket(spec))
+
+    def _runtime_of(self, client: str) -> Runtime:
+        """What runs it, or would."""
+        chain = self._chains.get(client.partition(".")[0])
+        return self._runtimes[chain.runtime if chain else RuntimeKind.EMBEDDED]
 
     def _ports(self) -> dict[str, int]:
         """Index by name of everything in the panel; empty when there is none."""

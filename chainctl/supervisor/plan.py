@@ -36,11 +36,13 @@ from chainctl.model.parts import (
     PortRow,
     Route,
     Rule,
+    RuntimeKind,
     Tun,
     TunFilter,
     TunnelConfig,
     Up,
     WireTuple,
+    client_key,
 )
 
 
@@ -161,7 +163,11 @@ def _ports(have: Iterable[Part]) -> dict[PortName, Key]:
 
 def _orphaned_clients(have: Sequence[Part], doomed: Collection[Key]) -> set[Key]:
     """Clients whose TUN is gone or goes: they hold a descriptor of a device nobody sees."""
-    links = {part.key for part in have if isinstance(part, Tun)} - set(doomed)
+    links = {
+        part.key
+        for part in have
+        if isinstance(part, Tun) and not {part.key, *_namespace(part.ns)} & set(doomed)
+    }
     return {
         part.key
         for part in have
@@ -180,6 +186,8 @@ def _must_be_replaced(old: Part, new: Part) -> bool:
             return old.port != new.port
         case Tun(), Tun():
             return old.uid != new.uid
+        case Namespace(), Namespace():
+            return old.runtime is not new.runtime
         case ((LanLeg() | Address() | Up() | Route() | Rule() | Client() | ForeignLink()), _):
             return True
         case _:
@@ -207,7 +215,8 @@ def _goes_with(part: Part, ports: Mapping[PortName, Key]) -> set[Key]:
         case Route():
             return _namespace(part.ns) | ({("link", part.ns, part.link)} if part.link else set())
         case TunnelConfig():
-            return {("client", part.name), ("link", part.ns, part.link)}
+            clients = {client_key(part.name, runtime) for runtime in RuntimeKind}
+            return clients | {("link", part.ns, part.link)}
         case _:
             assert_never(part)
 

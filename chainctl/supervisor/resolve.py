@@ -23,7 +23,7 @@ from chainctl.model.chain import (
     source_port,
 )
 from chainctl.model.facts import Known, NetworkFacts
-from chainctl.model.parts import LanMode
+from chainctl.model.parts import LanMode, RuntimeKind
 from chainctl.model.selection import HopSelection
 from chainctl.model.wireguard import WireGuardConfig
 from chainctl.spec.model import ChainSpec, HopSpec, LanSpec, OpenVpnServer, ServerProfile
@@ -46,6 +46,7 @@ class Facts:
     image: str
     """Digest of the image clients run from."""
     forwarded_before: bool
+    runtime: RuntimeKind = RuntimeKind.EMBEDDED
     path_mtus: Mapping[str, int] = field(default_factory=dict)
     """`Chain.path` -> bytes, as measured; on other paths the interface's own MTU counts."""
 
@@ -75,6 +76,7 @@ def resolve(spec: ChainSpec, facts: Facts) -> Chain:
         wires=spec.wires,
         resolver=spec.dns_upstream or hops[-1].tunnel.resolver,
         path_mtu=uplink.mtu,
+        runtime=facts.runtime,
     )
     return with_path_mtu(chain, min(_path_mtu(chain, facts.path_mtus), uplink.mtu))
 

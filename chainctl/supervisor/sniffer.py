@@ -236,13 +236,13 @@ class Sniffer:
                 watch.counters.close()
 
     def forget_all(self, prefix: str) -> None:
-        for key in [key for key in self._watches if key.startswith(prefix)]:
-            self.forget(key)
+        self.keep_only(prefix, ())
 
     def keep_only(self, prefix: str, keys: Container[str]) -> None:
         """Forget what is watched under `prefix` and not in `keys`."""
-        for key in [key for key in self._watches if key.startswith(prefix) and key not in keys]:
-            self.forget(key)
+        for key in {*self._watches, *self._ends}:
+            if key.startswith(prefix) and key not in keys:
+                self.forget(key)
 
     def reading(self, key: str) -> Reading:
         with self._changed:

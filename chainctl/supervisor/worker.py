@@ -298,6 +298,7 @@ class Worker(Rotating):
         self._journal.remember(self.name, "names", names)
         self._journal.remember(self.name, "forwarded_before", chain.uplink.forwarded_before)
         self._journal.remember(self.name, "uplink", chain.uplink.interface)
+        self._journal.remember(self.name, "runtime", chain.runtime.value)
         self._converge(chain, wanted, progress, asked=asked)
 
     def _converge(
@@ -417,6 +418,10 @@ class Worker(Rotating):
             handle = self._machine.watch_client(chain.client_name(hop, hop.tunnel.slot))
             if handle is not None:
                 self._sniffer.watch_end(key, handle, self._client_ended)
+            holder = self._machine.watch_holder(chain.namespace(hop))
+            if holder is not None:
+                wanted[f"{key}, held"] = hop
+                self._sniffer.watch_end(f"{key}, held", holder, self._client_ended)
         self._sniffer.keep_only(f"{self.name}/", wanted)
 
     def _client_ended(self) -> None:

@@ -31,11 +31,13 @@ from chainctl.model.parts import (
     PortName,
     PortRow,
     Route,
+    RuntimeKind,
     Tun,
     TunFilter,
     TunnelConfig,
     Up,
     WireTuple,
+    client_key,
 )
 from chainctl.net.guard import TABLE
 from chainctl.supervisor.plan import Change, CloseGate, Make, OpenGate, Prove, Remove, Step
@@ -177,7 +179,11 @@ class World:
                 return None if is_tun or ns == NOWHERE else f"the TUN {link} in {ns!r}"
             case TunnelConfig(name=name, link=link):
                 kernel = isinstance(self.parts.get(("link", ns, link)), KernelWireGuard)
-                return None if kernel or ("client", name) in self.parts else f"the client {name}"
+                return (
+                    None
+                    if kernel or client_key(name, RuntimeKind.EMBEDDED) in self.parts
+                    else f"the client {name}"
+                )
             case _:
                 return None
 
