@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from chainctl.cli.output import print_json
-from chainctl.model.doctor import assess, exit_status
+from chainctl.model.doctor import assess, assess_lan, exit_status
 from chainctl.model.findings import Finding, Level, Wish
 
 _COLOURS = {Level.OK: "green", Level.NOTE: "blue", Level.WARNING: "yellow", Level.BLOCKS: "red"}
@@ -53,11 +53,14 @@ def doctor(
     holders of the gateway's address. Exit status: 0 nothing worse than notes, 1 warnings,
     3 this host cannot.
     """
-    from chainctl.net.facts import read_facts
+    from chainctl.net.facts import read_facts, read_lan
 
-    wish = _wish(chain_file, lan, address)
+    wish, *others = _wishes(chain_file, lan, address)
     facts = read_facts(wish.lan, wish.address.ip if wish.address else None)
-    findings = assess(facts, wish)
+    findings = [*assess(facts, wish)]
+    for other in others:
+        heard = read_lan(facts.network, other.lan, other.address.ip if other.address else None)
+        findings += assess_lan(facts.network, heard, other)
     status = exit_status(findings)
     if json:
         print_json(
@@ -72,24 +75,30 @@ def doctor(
     ctx.exit(status)
 
 
-def _wish(chain_file: Path | None, lan: str | None, address: IPv4Interface | None) -> Wish:
-    """What the file says, and above it what the options say."""
-    wish = Wish() if chain_file is None else _wish_of(chain_file)
-    return dataclasses.replace(wish, lan=lan or wish.lan, address=address or wish.address)
+def _wishes(chain_file: Path | None, lan: str | None, address: IPv4Interface | None) -> list[Wish]:
+    """What the file says, one for each LAN, and above it what the options say of the only one."""
+    wishes = [Wish()] if chain_file is None else _wishes_of(chain_file)
+    if lan is None and address is None:
+        return wishes
+    wish = wishes[0]
+    return [dataclasses.replace(wish, lan=lan or wish.lan, address=address or wish.address)]
 
 
-def _wish_of(chain_file: Path) -> Wish:
+def _wishes_of(chain_file: Path) -> list[Wish]:
     from chainctl.spec.chain_file import load_chain_file
 
     spec = load_chain_file(chain_file)
-    return Wish(
-        lan=spec.lan.interface,
-        address=spec.lan.address,
-        wan=spec.wan.interface,
-        hops=len(spec.hops),
-        wires=spec.wires,
-        tunnels=tuple(address for profile in spec.profiles for address in profile.addresses),
-    )
+    return [
+        Wish(
+            lan=lan.interface,
+            address=lan.address,
+            wan=spec.wan.interface,
+            hops=len(spec.hops),
+            wires=spec.wires,
+            tunnels=tuple(address for profile in spec.profiles for address in profile.addresses),
+        )
+        for lan in spec.lans
+    ]
 
 
 def _describe(finding: Finding) -> dict[str, Any]:

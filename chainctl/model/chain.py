@@ -14,6 +14,7 @@ from chainctl.model.parts import UDP, LanMode, NsName, PortName, RuntimeKind
 from chainctl.model.wireguard import WireGuardConfig
 
 MAX_HOPS = 14
+MAX_LANS = 16
 MAX_CHAINS = 2048
 LEGS_PER_CHAIN = 32
 WIREGUARD_OVERHEAD = 60
@@ -96,6 +97,9 @@ class Hop:
 
 @dataclass(frozen=True)
 class Lan:
+    """A network of devices, and the gateway's link and address in it."""
+
+    link: str
     interface: str
     address: IPv4Interface
     mode: LanMode
@@ -117,7 +121,7 @@ class Uplink:
 class Chain:
     name: str
     number: int
-    lan: Lan
+    lans: tuple[Lan, ...]
     uplink: Uplink
     hops: tuple[Hop, ...]
     wires: IPv4Network
@@ -130,6 +134,11 @@ class Chain:
     @property
     def gateway(self) -> NsName:
         return NsName(f"{self.name}.gateway")
+
+    @property
+    def clients(self) -> tuple[IPv4Network, ...]:
+        """The networks whose devices may use the chain."""
+        return tuple(lan.address.network for lan in self.lans)
 
     @property
     def exit(self) -> Hop:

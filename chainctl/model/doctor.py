@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from chainctl.model.doctor_kernel import judge_features, judge_limits, judge_rights
-from chainctl.model.doctor_lan import judge_addresses, judge_lan
+from chainctl.model.doctor_lan import judge_addresses, judge_lan, judge_lan_address
 from chainctl.model.doctor_uplink import judge_firewall, judge_uplink
-from chainctl.model.facts import Facts
+from chainctl.model.facts import Facts, LanFacts, NetworkFacts
 from chainctl.model.findings import Finding, Level, Wish
 
 
@@ -27,6 +27,11 @@ def assess(facts: Facts, wish: Wish) -> tuple[Finding, ...]:
         *judge_addresses(facts.network, wish),
         *judge_lan(facts.network, facts.lan, wish),
     )
+
+
+def assess_lan(network: NetworkFacts, heard: LanFacts, wish: Wish) -> tuple[Finding, ...]:
+    """What concerns one more LAN of a chain that `assess` has looked at with another."""
+    return (*judge_lan_address(network, wish), *judge_lan(network, heard, wish))
 
 
 def worst(findings: Sequence[Finding]) -> Level:

@@ -18,7 +18,7 @@ from chainctl.model.findings import Finding, Wish, blocks, is_own_link, note, ok
 def judge_addresses(network: NetworkFacts, wish: Wish) -> Iterator[Finding]:
     findings = [
         *_wires(network, wish),
-        *_lan_address(network, wish),
+        *judge_lan_address(network, wish),
         *_tunnel_addresses(network, wish),
     ]
     yield from findings or [ok("addresses", f"nothing else uses {wish.wires}")]
@@ -44,7 +44,7 @@ def _wires(network: NetworkFacts, wish: Wish) -> Iterator[Finding]:
             )
 
 
-def _lan_address(network: NetworkFacts, wish: Wish) -> Iterator[Finding]:
+def judge_lan_address(network: NetworkFacts, wish: Wish) -> Iterator[Finding]:
     if wish.address is None:
         return
     for held in network.addresses:

@@ -10,7 +10,7 @@ known flow passes, its addresses are rewritten statelessly.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from ipaddress import IPv4Address, IPv4Network
 
 from chainctl.model.chain import Chain, Engine, Hop, Slot, Tunnel
@@ -88,7 +88,7 @@ def render_exit(chain: Chain) -> str:
     in a conntrack zone of their slot, while what clients send has one zone for all.
     """
     hop = chain.exit
-    clients = chain.lan.address.network
+    clients = _any_of(chain.clients)
     zone = hop.active.table
     prerouting = [f"{rule} notrack accept" for rule in _outer_matches(chain, hop)]
     prerouting.append(f'iifname "in0" ip saddr {clients} ct reply zone set {zone} accept')
@@ -126,41 +126,45 @@ def render_exit(chain: Chain) -> str:
 
 def render_gateway(chain: Chain) -> str:
     """The gateway: the gate first, then clients out and what they asked for back."""
-    lan = chain.lan.address
-    clients = lan.network
-    from_lan = f'iifname "lan0" ip saddr {clients}'
-    gate = f"set {GATE_SET} {{\n\t\ttype ifname . ifname\n\t\tflags timeout\n\t}}"
-    prerouting = [
-        f'iifname "lan0" ip saddr != {clients} drop',
-        f'iifname "lan0" ip daddr {chain.wires} drop',
-        *(
-            f'iifname "lan0" ip daddr {tunnel.address} ip daddr != {lan.ip} drop'
-            for hop in chain.hops
-            for tunnel in hop.tunnels
-        ),
-        f'iifname "lan0" pkttype host ip saddr != {lan.ip} accept',
-        f'iifname "up0" ip daddr {clients} accept',
-    ]
+    gate = f"set {GATE_SET} {{\n\t\ttype ifname\n\t\tflags timeout\n\t}}"
+    prerouting, dns, inward, outward = [], [], [], []
     forward = [
         # Asked before conntrack: an "established accept" ahead of it never closes.
-        f"meta iifname . meta oifname != @{GATE_SET} drop",
-        *_refused_destinations(chain, 'iifname "lan0"'),
-        f'iifname "lan0" oifname "up0" {_CLAMP}',
-        f'iifname "up0" oifname "lan0" {_CLAMP}',
-        f'{from_lan} oifname "up0" accept',
-        f'iifname "up0" oifname "lan0" ip daddr {clients} ct state established,related accept',
+        f'iifname "up0" iifname != @{GATE_SET} drop',
+        f'oifname "up0" oifname != @{GATE_SET} drop',
+        *_refused_destinations(chain, 'iifname != "up0"'),
     ]
-    dns = []
-    if chain.resolver is not None:
-        dns = [
-            f"{from_lan} ip daddr {lan.ip} {protocol} dport 53 dnat ip to {chain.resolver}"
-            for protocol in ("udp", "tcp")
+    for lan in chain.lans:
+        link, address, clients = lan.link, lan.address.ip, lan.address.network
+        from_lan = f'iifname "{link}" ip saddr {clients}'
+        prerouting += [
+            f'iifname "{link}" ip saddr != {clients} drop',
+            f'iifname "{link}" ip daddr {chain.wires} drop',
+            *(
+                f'iifname "{link}" ip daddr {tunnel.address} ip daddr != {address} drop'
+                for hop in chain.hops
+                for tunnel in hop.tunnels
+            ),
+            f'iifname "{link}" pkttype host ip saddr != {address} accept',
+            f'iifname "up0" ip daddr {clients} accept',
         ]
-    inward = [f"{from_lan} ip daddr {lan.ip} icmp type echo-request accept"]
-    outward = [
-        f'oifname "lan0" ip saddr {lan.ip} ip daddr {clients}'
-        " icmp type { echo-reply, destination-unreachable, time-exceeded } accept"
-    ]
+        forward += [
+            f'iifname "{link}" oifname "up0" {_CLAMP}',
+            f'iifname "up0" oifname "{link}" {_CLAMP}',
+            f'{from_lan} oifname "up0" accept',
+            f'iifname "up0" oifname "{link}" ip daddr {clients}'
+            " ct state established,related accept",
+        ]
+        if chain.resolver is not None:
+            dns += [
+                f"{from_lan} ip daddr {address} {protocol} dport 53 dnat ip to {chain.resolver}"
+                for protocol in ("udp", "tcp")
+            ]
+        inward.append(f"{from_lan} ip daddr {address} icmp type echo-request accept")
+        outward.append(
+            f'oifname "{link}" ip saddr {address} ip daddr {clients}'
+            " icmp type { echo-reply, destination-unreachable, time-exceeded } accept"
+        )
     return _table(
         gate,
         _chain("prerouting", "filter", "prerouting", -300, prerouting),
@@ -224,6 +228,12 @@ def render_panel() -> str:
             for hook in ("prerouting", "input", "forward", "output", "postrouting")
         )
     )
+
+
+def _any_of(networks: Sequence[IPv4Network]) -> str:
+    """As nft prints it: one alone, several as a set."""
+    words = ", ".join(str(network) for network in networks)
+    return words if len(networks) == 1 else f"{{ {words} }}"
 
 
 _CLAMP = "tcp flags syn tcp option maxseg size set rt mtu"

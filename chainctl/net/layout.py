@@ -65,12 +65,17 @@ def layout(chain: Chain) -> tuple[Part, ...]:
         *_routing(chain),
         *_links_up(chain),
         *_clients(chain),
-        LanLeg(chain.gateway, "lan0", chain.lan.interface, chain.lan.mode),
-        Address(chain.gateway, "lan0", chain.lan.address),
-        Up(chain.gateway, "lan0"),
-        # The kernel's own route by the address does not come back when somebody flushes it.
-        Route(chain.gateway, MAIN_TABLE, chain.lan.address.network, "lan0", metric=1),
+        *_lan_legs(chain),
     )
+
+
+def _lan_legs(chain: Chain) -> Iterator[Part]:
+    for lan in chain.lans:
+        yield LanLeg(chain.gateway, lan.link, lan.interface, lan.mode)
+        yield Address(chain.gateway, lan.link, lan.address)
+        yield Up(chain.gateway, lan.link)
+        # The kernel's own route by the address does not come back when somebody flushes it.
+        yield Route(chain.gateway, MAIN_TABLE, lan.address.network, lan.link, metric=1)
 
 
 def _guarded_namespaces(chain: Chain) -> Iterator[Part]:
@@ -108,7 +113,7 @@ def _filter_rows(chain: Chain) -> Iterator[Part]:
     scope = chain.number + 1
     yield ClientPolicy(
         scope=scope,
-        clients=(chain.lan.address.network,),
+        clients=chain.clients,
         refused=guard.UNREACHABLE_FOR_CLIENTS,
         dns=(chain.resolver,) if chain.resolver else (),
     )
@@ -221,7 +226,8 @@ def _routes_by_link(chain: Chain) -> Iterator[Part]:
             )
             yield Route(ns, tunnel.slot.table, ANYWHERE, tunnel.slot.link)
         if hop is chain.exit:
-            yield Route(ns, MAIN_TABLE, chain.lan.address.network, "in0")
+            for network in chain.clients:
+                yield Route(ns, MAIN_TABLE, network, "in0")
         else:
             inner = chain.hops[hop.number]
             yield Route(ns, MAIN_TABLE, IPv4Network(chain.out_leg(inner)), "in0")

@@ -28,7 +28,8 @@ CHANGED = "(changed by somebody else)"
 """Stands for the rules of a table that are not the ones we wrote."""
 
 _GATE = f"inet {TABLE} {GATE_SET}"
-_BOTH_WAYS = '"lan0" . "up0"{0}, "up0" . "lan0"{0}'
+_UPWARD = '"up0"'
+"""What the gateway forwards crosses this link, either way."""
 _DOCKER_CHAIN = "ip filter DOCKER-USER"
 
 
@@ -93,8 +94,8 @@ class Tables:
         left = (until_boot_ns - clock.boot_ns()) // 1_000_000
         if left <= 0:
             return
-        add = f"add element {_GATE} {{ {_BOTH_WAYS.format(f' timeout {left}ms')} }}\n"
-        delete = f"delete element {_GATE} {{ {_BOTH_WAYS.format('')} }}\n"
+        add = f"add element {_GATE} {{ {_UPWARD} timeout {left}ms }}\n"
+        delete = f"delete element {_GATE} {{ {_UPWARD} }}\n"
         self._namespaces.call(gateway, lambda: nft.apply(add + delete + add))
 
     def close_gate(self, gateway: NsName) -> None:

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from chainctl.errors import Complaint, MendFile
-from chainctl.model.chain import MAX_HOPS
+from chainctl.model.chain import MAX_HOPS, MAX_LANS
 from chainctl.model.independence import Independence
 from chainctl.spec.duration import render_duration
 from chainctl.spec.forms import Servers
@@ -71,7 +71,7 @@ def parse_chain_file(text: str, path: Path) -> ChainSpec:
     rotation, health = file.rotation, file.health
     return ChainSpec(
         name=file.chain,
-        lan=LanSpec(file.lan.interface, file.lan.address, file.lan.mode),
+        lans=tuple(LanSpec(lan.interface, lan.address, lan.mode) for lan in file.lan),
         wan=WanSpec(file.wan.interface),
         dns_upstream=file.dns.upstream,
         wires=file.wires.network,
@@ -130,7 +130,7 @@ def _validate(document: Document, complaints: _Complaints) -> ChainFile | None:
 
 
 def _complain(details: ErrorDetails, complaints: _Complaints) -> None:
-    path: PathInFile = details["loc"]
+    path = _without_made_lists(details["loc"], complaints.document)
     section = str(path[0]) if len(path) > 1 else ""
     context: dict[str, Any] = details.get("ctx", {})
     found = details["input"]
@@ -140,20 +140,33 @@ def _complain(details: ErrorDetails, complaints: _Complaints) -> None:
         case "extra_forbidden":
             _complain_about_key(path, section, complaints)
         case "missing":
-            inside = {1: "", 2: f" in {quote(section)}", 3: " in this hop"}[len(path)]
-            complaints.add(path[:-1], "C106", f"the key {quote(path[-1])} is missing{inside}")
+            inside = {1: "", 2: f" in {quote(section)}"}
+            where = inside[len(path)] if len(path) in inside else f" in this {_one_of(section)}"
+            complaints.add(path[:-1], "C106", f"the key {quote(path[-1])} is missing{where}")
         case "too_short":
-            complaints.add(path, "C114", "expected at least one hop, found an empty list")
-        case "too_long":
-            words = f"expected at most {MAX_HOPS} hops, found {len(found)}"
+            words = f"expected at least one {_one_of(path[0])}, found an empty list"
             complaints.add(path, "C114", words)
-        case "list_type":
+        case "too_long":
+            most = {"hops": f"{MAX_HOPS} hops", "lan": f"{MAX_LANS} networks"}[str(path[0])]
+            complaints.add(path, "C114", f"expected at most {most}, found {len(found)}")
+        case "list_type" if path == ("hops",):
             complaints.add(path, "C107", "expected a list of hops, each `- {name: …, servers: …}`")
         case _:
             keys = ", ".join(
                 f"`{key}`" for key in _keys_of(section or str(path[0]) if path else "")
             )
             complaints.add(path, "C107", f"expected the keys {keys}")
+
+
+def _without_made_lists(path: PathInFile, document: Document) -> PathInFile:
+    """`lan` may be one network: then its place in the list made of it is not in the file."""
+    if path[:2] == ("lan", 0) and ("lan", 0) not in document.places:
+        return ("lan", *path[2:])
+    return path
+
+
+def _one_of(section: str | int) -> str:
+    return {"hops": "hop", "lan": "network"}[str(section)]
 
 
 def _complain_about_key(path: PathInFile, section: str, complaints: _Complaints) -> None:

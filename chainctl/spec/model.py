@@ -191,7 +191,8 @@ class HealthSpec:
 @dataclass(frozen=True)
 class ChainSpec:
     name: str
-    lan: LanSpec
+    lans: tuple[LanSpec, ...]
+    """At least one; their networks are apart."""
     wan: WanSpec
     dns_upstream: IPv4Address | None
     """Who answers the clients, asked through the chain; None: the exit profile's resolver."""

@@ -35,12 +35,22 @@ def check_overlap(
 
 
 def _wires_and_lan(spec: ChainSpec) -> Iterator[Complaint]:
-    if spec.wires.overlaps(spec.lan.address.network):
-        words = (
-            f"the LAN {spec.lan.address.network} overlaps the addresses chainctl uses inside "
-            f"({spec.wires}); give it others: `wires: {{network: …}}`"
-        )
-        yield _complaint(spec, ("lan", "address"), "C130", words)
+    for index, lan in enumerate(spec.lans):
+        network = lan.address.network
+        at = ("lan", index, "address") if ("lan", index) in spec.places else ("lan", "address")
+        if spec.wires.overlaps(network):
+            words = (
+                f"the LAN {network} overlaps the addresses chainctl uses inside "
+                f"({spec.wires}); give it others: `wires: {{network: …}}`"
+            )
+            yield _complaint(spec, at, "C130", words)
+        for other in spec.lans[:index]:
+            if network.overlaps(other.address.network):
+                words = (
+                    f"the LAN {network} overlaps the one on {other.interface} "
+                    f"({other.address.network}); each needs addresses of its own"
+                )
+                yield _complaint(spec, at, "C138", words)
 
 
 def _wires_and_host(spec: ChainSpec, routes: Iterable[IPv4Network]) -> Iterator[Complaint]:
@@ -80,9 +90,9 @@ def _hop(
 
 
 def _ours(spec: ChainSpec) -> tuple[tuple[IPv4Network, str], ...]:
-    lan = spec.lan.address.network
+    lans = (lan.address.network for lan in spec.lans)
     return (
-        (lan, f"the LAN {lan}"),
+        *((network, f"the LAN {network}") for network in lans),
         (spec.wires, f"the addresses chainctl uses inside ({spec.wires})"),
     )
 

@@ -13,9 +13,16 @@ from datetime import time
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+)
 
-from chainctl.model.chain import LEGS_PER_CHAIN, MAX_HOPS
+from chainctl.model.chain import LEGS_PER_CHAIN, MAX_HOPS, MAX_LANS
 from chainctl.model.independence import Trait
 from chainctl.model.parts import LanMode, RuntimeKind
 from chainctl.spec.countries import COUNTRIES
@@ -396,13 +403,28 @@ class Health(_Keys):
     )
 
 
+def _as_list(value: object) -> object:
+    """One thing may stand without the list around it."""
+    return [value] if isinstance(value, dict) else value
+
+
+def _or_alone(schema: dict[str, Any]) -> None:
+    several = {key: schema.pop(key) for key in ("type", "items", "minItems", "maxItems")}
+    schema["anyOf"] = [several["items"], several]
+
+
 class ChainFile(_Keys):
     """A VPN onion chain and the gateway in front of it."""
 
     chain: Annotated[
         str, Word("C110", _NAME, "a name: a small letter, then up to 19 of a-z 0-9 -")
     ] = Field(description="The chain's name, unique on this machine.")
-    lan: Lan
+    lan: Annotated[list[Lan], BeforeValidator(_as_list)] = Field(
+        min_length=1,
+        max_length=MAX_LANS,
+        description="The networks of your devices: one, or a list.",
+        json_schema_extra=_or_alone,
+    )
     hops: Annotated[list[Hop], Field(min_length=1, max_length=MAX_HOPS)] = Field(
         description="Guard first: the one your internet provider sees. The last is the exit."
     )

@@ -168,9 +168,9 @@ class Machine:
         """What tells a link from a later one of the same name: namespace inode and index."""
         return self.namespaces.inode(ns) or 0, self.namespaces.call(ns, partial(_index, link))
 
-    def lan_macs(self, name: str) -> frozenset[str]:
-        """The gateway's own addresses on the LAN, of a chain that is up already or not yet."""
-        return frozenset(lasting_mac(NsName(f"{name}.gateway"), link) for link in ("lan0",))
+    def lan_mac(self, name: str, link: str) -> str:
+        """The gateway's own address on a LAN, of a chain that is up already or not yet."""
+        return lasting_mac(NsName(f"{name}.gateway"), link)
 
     def watch_client(self, name: str) -> int | None:
         """A pidfd of the VPN client; None when there is none, as for a device of the kernel."""

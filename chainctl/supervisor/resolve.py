@@ -70,7 +70,9 @@ def resolve(spec: ChainSpec, facts: Facts) -> Chain:
     chain = Chain(
         name=spec.name,
         number=facts.number,
-        lan=_lan(spec.lan, facts.network),
+        lans=tuple(
+            _lan(f"lan{number}", lan, facts.network) for number, lan in enumerate(spec.lans)
+        ),
         uplink=uplink,
         hops=hops,
         wires=spec.wires,
@@ -232,7 +234,7 @@ def _uplink(spec: ChainSpec, facts: Facts) -> Uplink:
     return Uplink(name, link.mtu, facts.forwarded_before, firewall.docker_user)
 
 
-def _lan(lan: LanSpec, network: NetworkFacts) -> Lan:
+def _lan(name: str, lan: LanSpec, network: NetworkFacts) -> Lan:
     link = network.link(lan.interface)
     if link is None:
         raise MendHost(
@@ -248,7 +250,7 @@ def _lan(lan: LanSpec, network: NetworkFacts) -> Lan:
             " address only, so the gateway cannot have one of its own there",
             hint="connect the LAN by cable",
         )
-    return Lan(lan.interface, lan.address, mode)
+    return Lan(name, lan.interface, lan.address, mode)
 
 
 def _names(network: NetworkFacts) -> str:

@@ -119,10 +119,10 @@ def describe_plan(chain: Chain, before: Chain | None, steps: Sequence[Step]) -> 
     untouched = [name for name in new if name in old and old[name].tunnel == new[name].tunnel]
     if untouched:
         lines.append(f"= {', '.join(untouched):<8} untouched")
-    lines.append(
-        f"Gateway {chain.lan.address} on {chain.lan.interface} by {chain.lan.mode.value};"
-        f" uplink {chain.uplink.interface} by NAT; MTU {chain.mtu}."
+    gateway = ", ".join(
+        f"{lan.address} on {lan.interface} by {lan.mode.value}" for lan in chain.lans
     )
+    lines.append(f"Gateway {gateway}; uplink {chain.uplink.interface} by NAT; MTU {chain.mtu}.")
     if before and before.exit.tunnel.endpoint != chain.exit.tunnel.endpoint:
         lines.append("Effect: the exit address changes, open connections end.")
     changes = [describe_step(step) for step in steps]

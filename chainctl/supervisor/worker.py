@@ -262,12 +262,15 @@ class Worker(Rotating):
         """Find out beside the work what bypasses or disturbs the gateway on the LAN."""
 
         def look() -> None:
-            lan, network = gathered.spec.lan, gathered.facts.network
-            seen = read_lan(network, lan.interface, lan.address.ip)
-            wish = Wish(lan.interface, lan.address, own_macs=self._machine.lan_macs(self.name))
+            network = gathered.facts.network
             notes = tuple(
                 f"[{finding.code}] {finding.text}"
-                for finding in judge_lan(network, seen, wish)
+                for number, lan in enumerate(gathered.spec.lans)
+                for finding in judge_lan(
+                    network,
+                    read_lan(network, lan.interface, lan.address.ip),
+                    Wish(lan.interface, lan.address, own_macs=self._own_macs(number)),
+                )
                 if finding.level >= Level.WARNING
             )
             self._update(notes=notes)
@@ -275,6 +278,9 @@ class Worker(Rotating):
                 self._say("lan_note", text)
 
         threading.Thread(target=look, name=f"lan of {self.name}", daemon=True).start()
+
+    def _own_macs(self, number: int) -> frozenset[str]:
+        return frozenset([self._machine.lan_mac(self.name, f"lan{number}")])
 
     def preview(self, file: Path) -> dict[str, Any]:
         """What `up` would do, in words; nothing is changed."""

@@ -69,7 +69,6 @@ GATE_TIMEOUT = 4.0
 OTHER_PROTOCOLS = ("ip-in-ip", "gre", "sctp")
 """Of the odd kinds of frames those that are plain IPv4, and therefore carried when open."""
 
-_WAYS = ('"lan0" . "up0"', '"up0" . "lan0"')
 _CARRIED = (ICMP, 4, TCP, UDP, 47, 132)
 """IP protocols that may come out of the exit; 4 is IP in IP, 47 GRE, 132 SCTP."""
 _LEGS = Inside("198.19.0.0/16")
@@ -300,9 +299,9 @@ class ChainRig:
         until = clock.boot_ns() + int(seconds * 1e9)
         with self.maps() as maps:
             maps.open_gate(self.ports["c0-gw"], until)
-        ways = ", ".join(f"{way} timeout {int(seconds * 1000)}ms" for way in _WAYS)
-        add = f"add element inet chainctl open {{ {ways} }}\n"
-        delete = f"delete element inet chainctl open {{ {', '.join(_WAYS)} }}\n"
+        timeout = f"timeout {int(seconds * 1000)}ms"
+        add = f'add element inet chainctl open {{ "up0" {timeout} }}\n'
+        delete = 'delete element inet chainctl open { "up0" }\n'
         self.nft("gateway", add + delete + add)
 
     def open_wires(self) -> None:

@@ -15,6 +15,7 @@ from chainctl.model.independence import Independence, Trait
 from chainctl.model.parts import LanMode
 from chainctl.spec.chain_file import LARGEST, load_chain_file, parse_chain_file
 from chainctl.spec.model import INDEPENDENCE, ChainSpec, HealthSpec, HopSpec, RotationSpec
+from chainctl.spec.overlap import check_overlap
 from chainctl.spec.pool import LARGEST_POOL
 from chainctl.spec.schema import render_schema
 from chainctl.spec.yaml_text import parse_yaml
@@ -40,7 +41,7 @@ def _codes(text: str, folder: Path) -> list[str]:
 def test_examples(path: Path) -> None:
     spec = load_chain_file(path)
     assert spec.name == "home"
-    assert spec.lan.address == IPv4Interface("192.168.10.254/24")
+    assert spec.lans[0].address == IPv4Interface("192.168.10.254/24")
     assert all(hop.pool for hop in spec.hops)
 
 
@@ -67,7 +68,7 @@ def test_there_are_examples() -> None:
 
 def test_defaults(folder: Path) -> None:
     spec = parse_chain_file(chain_text(), folder / "chain.yaml")
-    assert spec.lan.mode is None
+    assert spec.lans[0].mode is None
     assert spec.wan.interface is None
     assert spec.dns_upstream is None
     assert spec.wires == IPv4Network("198.19.0.0/16")
@@ -83,6 +84,35 @@ def test_defaults(folder: Path) -> None:
     assert spec.health == HealthSpec(interval=0.25, patience=12.0, phi=8.0, loss=0.2, probe=None)
 
 
+def test_several_networks_of_devices(folder: Path) -> None:
+    one, other = "{interface: eth1, address: 192.168.10.254/24}", "{interface: br0, address: "
+    text = chain_text().replace(one, f"[{one}, {other}10.3.0.1/16}}]")
+    spec = parse_chain_file(text, folder / "chain.yaml")
+    assert [str(lan.address) for lan in spec.lans] == ["192.168.10.254/24", "10.3.0.1/16"]
+    text = text.replace("10.3.0.1/16", "192.168.0.1/16")
+    complaints = check_overlap(parse_chain_file(text, folder / "chain.yaml"))
+    assert [complaint.code for complaint in complaints] == ["C138"]
+    assert complaints[0].line == 2
+
+
+@pytest.mark.parametrize(
+    ("lan", "said"),
+    [
+        ("[]", "2:6 C114 expected at least one network, found an empty list"),
+        ("[{interface: eth1}]", "2:7 C106 the key `address` is missing in this network"),
+        ("{interface: eth1}", "2:6 C106 the key `address` is missing in `lan`"),
+        ("[eth1]", "2:7 C107 expected the keys `interface`, `address`, `mode`"),
+        ("eth1", "2:6 C107 expected the keys `interface`, `address`, `mode`"),
+    ],
+)
+def test_broken_networks_of_devices(folder: Path, lan: str, said: str) -> None:
+    text = chain_text().replace("{interface: eth1, address: 192.168.10.254/24}", lan)
+    with pytest.raises(MendFile) as caught:
+        parse_chain_file(text, folder / "chain.yaml")
+    found = [f"{one.line}:{one.column} {one.code} {one.message}" for one in caught.value.complaints]
+    assert found == [said]
+
+
 def test_every_key(folder: Path) -> None:
     more = (
         "wan: {interface: eth0, mode: nat}\ndns: {upstream: 9.9.9.9}\n"
@@ -90,7 +120,7 @@ def test_every_key(folder: Path) -> None:
     )
     text = chain_text(more=more).replace("/24}", "/24, mode: bridge}")
     spec = parse_chain_file(text, folder / "chain.yaml")
-    assert spec.lan.mode is LanMode.BRIDGE
+    assert spec.lans[0].mode is LanMode.BRIDGE
     assert spec.wan.interface == "eth0"
     assert spec.dns_upstream == IPv4Address("9.9.9.9")
     assert spec.wires == IPv4Network("10.99.0.0/20")

@@ -94,7 +94,7 @@ def make_chain(
     return Chain(
         name=name,
         number=number,
-        lan=Lan("eth1", IPv4Interface(lan), lan_mode),
+        lans=(Lan("lan0", "eth1", IPv4Interface(lan), lan_mode),),
         uplink=Uplink("eth0", uplink_mtu, forwarded_before, docker_user),
         hops=tuple(
             Hop(

@@ -104,7 +104,7 @@ class Reach:
         self.from_lan: dict[NsName, tuple[Packet, ...]] = {}
         self.from_clients: dict[NsName, tuple[Packet, ...]] = {}
         for chain in chains:
-            sent = _tried(chain, LAN, (chain.lan.address.network[7], 40000))
+            sent = _tried(chain, LAN, (chain.clients[0][7], 40000))
             self.from_lan[chain.gateway] = (*self.from_lan.get(chain.gateway, ()), *sent)
             for hop in chain.hops:
                 known = self.from_clients.get(chain.namespace(hop), ())
@@ -233,13 +233,13 @@ class _Look:
     def _gateway_lets(self, packet: Packet, chain: Chain) -> bool:
         return (
             self._world.table_gate_open
-            and packet.source in chain.lan.address.network
+            and packet.source in chain.clients[0]
             and not _refused(packet, chain.resolver, guard.UNREACHABLE_FOR_CLIENTS)
         )
 
     def _hop_lets(self, packet: Packet, chain: Chain, hop: Hop) -> bool:
         if hop is chain.exit:
-            return packet.source in chain.lan.address.network and not _refused(
+            return packet.source in chain.clients[0] and not _refused(
                 packet, chain.resolver, guard.UNREACHABLE_FOR_CLIENTS
             )
         return self._reach.uid_of(packet, chain, chain.hops[hop.number]) is not None
@@ -361,7 +361,7 @@ class _Look:
             return (
                 packet.maker == LAN
                 and proved
-                and packet.source in chain.lan.address.network
+                and packet.source in chain.clients[0]
                 and not _refused(packet, chain.resolver, guard.UNREACHABLE_FOR_CLIENTS)
             )
         inner = chain.hops[hop.number]
@@ -396,7 +396,7 @@ def _sent_by_client(chain: Chain, hop: Hop) -> Iterator[Packet]:
     for tunnel in hop.tunnels:
         port = chain.source_port(hop, tunnel.slot)
         yield from _tried(chain, hop.number, (chain.out_leg(hop), port))
-        yield Packet(hop.number, chain.lan.address.network[7], port, _WEB, 443)
+        yield Packet(hop.number, chain.clients[0][7], port, _WEB, 443)
 
 
 def _flows(chain: Chain, hop: Hop) -> dict[Ends, int]:

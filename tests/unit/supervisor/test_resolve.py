@@ -110,7 +110,7 @@ def test_any_choice_keeps_the_rules(selection: dict[str, str], data: st.DataObje
     pools = st.lists(st.sampled_from(servers), min_size=1, max_size=6, unique_by=lambda s: s.name)
     spec = ChainSpec(
         name="home",
-        lan=None,  # type: ignore[arg-type]
+        lans=(),
         wan=None,  # type: ignore[arg-type]
         dns_upstream=None,
         wires=IPv4Network("198.19.0.0/16"),
@@ -149,8 +149,8 @@ def test_resolving_twice_gives_the_same(spec: ChainSpec) -> None:
     ("link", "mode"), [("eth1", LanMode.MACVLAN), ("br0", LanMode.BRIDGE)], ids=["eth1", "br0"]
 )
 def test_how_the_gateway_is_joined(spec: ChainSpec, link: str, mode: LanMode) -> None:
-    spec = replace(spec, lan=replace(spec.lan, interface=link))
-    assert resolve(spec, FACTS).lan.mode is mode
+    spec = replace(spec, lans=(replace(spec.lans[0], interface=link),))
+    assert resolve(spec, FACTS).lans[0].mode is mode
 
 
 def _network(**changes: object) -> Facts:
