@@ -18,6 +18,7 @@ from chainctl.images.image import (
     machine_arch,
     pin_current,
     rebuild_if_damaged,
+    verify_archive,
     verify_image,
 )
 from chainctl.images.lock import ImageKind, render_lock
@@ -79,15 +80,33 @@ def list_(json: bool) -> None:
 
 @images.command()
 @_KINDS
+@click.option(
+    "--archive",
+    type=click.Path(path_type=Path, dir_okay=False, exists=True),
+    help="A file for `docker load` instead, whoever made it; needs its kind.",
+)
 @_JSON
 @click.pass_context
-def verify(context: click.Context, kinds: tuple[str, ...], json: bool) -> None:
+def verify(
+    context: click.Context, kinds: tuple[str, ...], archive: Path | None, json: bool
+) -> None:
     """Check that images keep their contract; all of them, or those of KINDS.
 
     One program, no shell, no right that a file could give, no library too many or too few, the
     files that its bill of materials names and no other, the digest that is pinned. Nothing of
     an image is run. Exit status 1 when one does not.
     """
+    if archive is not None:
+        if len(kinds) != 1:
+            raise click.UsageError("say which kind of image the archive has to be")
+        breaches = verify_archive(archive, ImageKind(kinds[0]))
+        if json:
+            print_json([{"kind": kinds[0], "archive": str(archive), "breaches": breaches}])
+        else:
+            said = "DO NOT USE" if breaches else "one program, ready to be loaded"
+            click.echo(f"{tick(not breaches)} {kinds[0]:<10} {archive.name}  {said}")
+            _print_breaches(breaches)
+        context.exit(1 if breaches else 0)
     settings = Settings.load()
     chosen = [i for i in list_images(settings) if not kinds or i.kind.value in kinds]
     found = [(image, verify_image(image)) for image in chosen]
@@ -100,8 +119,7 @@ def verify(context: click.Context, kinds: tuple[str, ...], json: bool) -> None:
             f"{tick(not breaches)} {image.kind.value:<10} {image.digest[:12]}  {image.arch}  "
             f"{said}, {against}"
         )
-        for words in breaches:
-            click.echo(f"  {words}")
+        _print_breaches(breaches)
     if not found and not json:
         click.echo("No such image yet. Run: chainctl images build")
     if not found or any(breaches for _, breaches in found):
@@ -130,6 +148,11 @@ def _print_built(image: Image, seconds: float) -> None:
             "Note [N701] the pinned packages are gone from Debian's mirrors; "
             f"took what is signed now: {', '.join(image.packages)}"
         )
+
+
+def _print_breaches(breaches: list[str]) -> None:
+    for words in breaches:
+        click.echo(f"  {words}")
 
 
 def _mib(size: int) -> str:

@@ -9,9 +9,14 @@ written by hand (those of `tarfile` differ between versions of Python).
 from __future__ import annotations
 
 import hashlib
+import io
 import json
+import posixpath
 import stat
+import tarfile
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from chainctl.images.debian import UID
@@ -37,6 +42,18 @@ class Archive:
     data: bytes
 
 
+@dataclass(frozen=True)
+class Loaded:
+    """What is in an archive, whoever made it."""
+
+    arch: str
+    config: Mapping[str, Any]
+    """How it is run (OCI image-spec, config.md)."""
+    root: Root
+    granted: list[str]
+    """Rights that its files have beside their mode, as sentences."""
+
+
 def pack(kind: ImageKind, arch: str, root: Root) -> Archive:
     """The archive of `root`, in one layer."""
     layer = render_tar(root)
@@ -55,6 +72,56 @@ def pack(kind: ImageKind, arch: str, root: Root) -> Archive:
     directories = {path: Node(stat.S_IFDIR | 0o755) for path in ("blobs", "blobs/sha256")}
     data = render_tar({**directories, **nodes})
     return Archive(reference, _sha256(config), _sha256(manifest), data)
+
+
+def read_archive(path: Path) -> Loaded:
+    """What `docker load` would take from `path`. Raises ValueError when it is no docker-archive."""
+    try:
+        with tarfile.open(path) as archive:
+            (listed,) = json.loads(_content(archive, "manifest.json"))
+            config = json.loads(_content(archive, listed["Config"]))
+            layers = [_content(archive, name) for name in listed["Layers"]]
+    except (tarfile.TarError, KeyError, TypeError) as error:
+        raise ValueError(f"not an image for Docker: {error!r}") from None
+    root: dict[str, Node] = {}
+    granted: list[str] = []
+    for layer in layers:
+        with tarfile.open(fileobj=io.BytesIO(layer)) as tar:
+            for member in tar:
+                path_in_root = posixpath.normpath(f"/{member.name}").lstrip("/")
+                if path_in_root:
+                    root[path_in_root] = _node(tar, member)
+                    granted += _granted(path_in_root, member)
+    return Loaded(str(config["architecture"]), config["config"], root, granted)
+
+
+def _content(archive: tarfile.TarFile, name: str) -> bytes:
+    file = archive.extractfile(name)
+    if file is None:
+        raise KeyError(name)
+    return file.read()
+
+
+def _node(tar: tarfile.TarFile, member: tarfile.TarInfo) -> Node:
+    name = posixpath.basename(member.name)
+    if name.startswith(".wh."):
+        raise ValueError(f"{member.name} takes back what a layer below brought")
+    if member.issym():
+        return Node(stat.S_IFLNK | 0o777, member.linkname)
+    if member.isdir():
+        return Node(stat.S_IFDIR | member.mode)
+    file = tar.extractfile(member) if member.isfile() or member.islnk() else None
+    if file is None:
+        return Node(stat.S_IFCHR | member.mode)
+    return Node(stat.S_IFREG | member.mode, file.read())
+
+
+def _granted(path: str, member: tarfile.TarInfo) -> list[str]:
+    """As `chainctl.images.shelf.granted`, for members of a layer."""
+    found = [f"{path} belongs to the user {member.uid}"] if member.uid else []
+    if any(name.endswith("security.capability") for name in member.pax_headers):
+        found.append(f"{path} carries capabilities")
+    return found
 
 
 def render_tar(root: Root) -> bytes:

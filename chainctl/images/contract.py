@@ -11,8 +11,9 @@ import posixpath
 import stat
 from collections.abc import Iterator
 
+from chainctl.images.archive import Loaded
 from chainctl.images.deb import Entry, File, Link, follow
-from chainctl.images.debian import closure, programs
+from chainctl.images.debian import UID, closure, programs
 from chainctl.images.elf import parse_elf
 from chainctl.images.lock import RECIPES, ImageKind
 from chainctl.images.root import Node, Root
@@ -23,6 +24,8 @@ _SHELLS = {
     *("sh", "sash", "tcsh", "toybox", "zsh"),
 }
 
+_NOTHING = Node(0, b"")
+
 
 def breaches(kind: ImageKind, arch: str, root: Root) -> list[str]:
     """What the files of `root` break of the contract, as sentences; empty when they keep it."""
@@ -32,6 +35,31 @@ def breaches(kind: ImageKind, arch: str, root: Root) -> list[str]:
         *_executables(root, tree, RECIPES[kind].program),
         *_libraries(tree, RECIPES[kind].program, arch),
         *_links(root, tree),
+    ]
+
+
+def archive_breaches(kind: ImageKind, loaded: Loaded) -> list[str]:
+    """Likewise of an archive, whoever made it, and of how it says it is to be run."""
+    recipe, user = RECIPES[kind], f"{UID}:{UID}"
+    wanted = {"Entrypoint": list(recipe.entrypoint), "User": user}
+    return [
+        *breaches(kind, loaded.arch, loaded.root),
+        *loaded.granted,
+        *(
+            f"its {key} is {loaded.config.get(key)}, not {value}"
+            for key, value in wanted.items()
+            if loaded.config.get(key) != value
+        ),
+        *(
+            f"it sets {key}"
+            for key in ("Cmd", "ExposedPorts", "Healthcheck", "Shell", "Volumes")
+            if loaded.config.get(key)
+        ),
+        *(
+            f"there is no directory {path}"
+            for path in recipe.directories
+            if loaded.root.get(path.strip("/"), _NOTHING).content is not None
+        ),
     ]
 
 

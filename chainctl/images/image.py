@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from chainctl.errors import MendHost, RefusedByPolicy
+from chainctl.errors import MendFile, MendHost, RefusedByPolicy
 from chainctl.host.files import write_atomic
 from chainctl.images import shelf
 from chainctl.images.lock import (
@@ -129,6 +129,17 @@ def verify_image(image: Image) -> list[str]:
     except (OSError, ValueError) as error:
         return [*found, f"its bill of materials cannot be read: {error}"]
     return found + unlike_sbom(root, sbom, packages)
+
+
+def verify_archive(path: Path, kind: ImageKind) -> list[str]:
+    """Likewise of a file for Docker, whoever made it. Raises MendFile C712 for other files."""
+    from chainctl.images.archive import read_archive
+    from chainctl.images.contract import archive_breaches
+
+    try:
+        return archive_breaches(kind, read_archive(path))
+    except (OSError, ValueError) as error:
+        raise MendFile("C712", f"cannot read {path} as an image: {error}") from None
 
 
 def pack_image(image: Image) -> Archive:

@@ -23,7 +23,9 @@ def run(*argv: str | Path, cwd: Path) -> str:
 
 def data_names() -> list[str]:
     folder = _ROOT / "images"
-    names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    # Nix expressions build from a checkout only.
+    files = [path for path in folder.rglob("*") if path.is_file() and path.suffix != ".nix"]
+    names = sorted(str(path.relative_to(folder)) for path in files)
     assert names
     return names
 

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import gzip
+import io
+import json
 import stat
+import tarfile
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
-from chainctl.images.contract import breaches, unlike_sbom
+from chainctl.errors import MendFile
+from chainctl.images.archive import pack, read_archive, render_tar
+from chainctl.images.contract import archive_breaches, breaches, unlike_sbom
 from chainctl.images.debian import assemble
+from chainctl.images.image import verify_archive
 from chainctl.images.lock import ImageKind
 from chainctl.images.root import Node
 from chainctl.images.sbom import Sbom, parse_sbom, render_sbom
 from tests.unit.images.elves import elf
+from tests.unit.images.test_archive import members as tar_members
 from tests.unit.images.test_debian import package
 
 LIBRARY = "usr/lib/x86_64-linux-gnu/libc.so.6"
@@ -90,6 +99,72 @@ def test_a_breach_is_named(words: str) -> None:
     root, _ = image()
     BREACHES[words](root)
     assert words in breaches(ImageKind.WIREGUARD, "amd64", root)
+
+
+def archive(tmp_path: Path, change: Callable[[dict[str, bytes]], object] | None = None) -> Path:
+    root, _ = image()
+    members = tar_members(pack(ImageKind.WIREGUARD, "amd64", root).data)
+    if change:
+        change(members)
+    path = tmp_path / "image.tar"
+    nodes = {name: regular(0o644, content) for name, content in members.items()}
+    path.write_bytes(gzip.compress(render_tar(nodes)))
+    return path
+
+
+def named(members: dict[str, bytes], key: str) -> str:
+    (listed,) = json.loads(members["manifest.json"])
+    found: str = listed[key][0] if key == "Layers" else listed[key]
+    return found
+
+
+def test_an_archive_is_held_to_the_same_contract(tmp_path: Path) -> None:
+    loaded = read_archive(archive(tmp_path))
+    assert loaded.root == image()[0]
+    assert archive_breaches(ImageKind.WIREGUARD, loaded) == []
+    assert archive_breaches(ImageKind.PAUSE, loaded)[-1] == (
+        "its Entrypoint is ['/usr/bin/wireguard-go'], not ['/usr/bin/catatonit', '-P']"
+    )
+
+
+def test_how_an_archive_says_it_is_run_is_checked(tmp_path: Path) -> None:
+    def change(members: dict[str, bytes]) -> None:
+        config = json.loads(members[named(members, "Config")])
+        config["config"] |= {"User": "0:0", "Cmd": ["sh"], "ExposedPorts": {"80/tcp": {}}}
+        members[named(members, "Config")] = json.dumps(config).encode()
+
+    breaches = archive_breaches(ImageKind.WIREGUARD, read_archive(archive(tmp_path, change)))
+    assert breaches == [
+        "its User is 0:0, not 65532:65532",
+        "it sets Cmd",
+        "it sets ExposedPorts",
+    ]
+
+
+def test_rights_beside_the_mode_are_seen_in_an_archive(tmp_path: Path) -> None:
+    def change(members: dict[str, bytes]) -> None:
+        layer = io.BytesIO()
+        with tarfile.open(fileobj=layer, mode="w", format=tarfile.PAX_FORMAT) as tar:
+            info = tarfile.TarInfo("./usr/bin/ping")
+            info.uid = 7
+            info.pax_headers = {"SCHILY.xattr.security.capability": "x"}
+            tar.addfile(info)
+        members[named(members, "Layers")] = layer.getvalue()
+
+    loaded = read_archive(archive(tmp_path, change))
+    assert loaded.granted == [
+        "usr/bin/ping belongs to the user 7",
+        "usr/bin/ping carries capabilities",
+    ]
+    assert set(loaded.granted) <= set(archive_breaches(ImageKind.WIREGUARD, loaded))
+
+
+@pytest.mark.parametrize("junk", [b"", b"PK", render_tar({}), render_tar({"a": regular(0o644)})])
+def test_what_is_no_image_is_a_clear_error(tmp_path: Path, junk: bytes) -> None:
+    path = tmp_path / "junk"
+    path.write_bytes(junk)
+    with pytest.raises(MendFile, match="C712"):
+        verify_archive(path, ImageKind.PAUSE)
 
 
 UNLIKE: dict[str, Change] = {
