@@ -16,6 +16,7 @@ from chainctl.images.image import (
     is_whole,
     list_images,
     machine_arch,
+    pack_image,
     pin_current,
     rebuild_if_damaged,
     verify_archive,
@@ -124,6 +125,35 @@ def verify(
         click.echo("No such image yet. Run: chainctl images build")
     if not found or any(breaches for _, breaches in found):
         context.exit(1)
+
+
+@images.command()
+@_KINDS
+@_JSON
+def load(kinds: tuple[str, ...], json: bool) -> None:
+    """Load images into the Docker daemon; all of them, or those of KINDS.
+
+    Chains do that by themselves. It is for containers of your own.
+    """
+    from chainctl.runtime.container import Archive
+    from chainctl.runtime.docker_daemon import Daemon
+
+    settings = Settings.load()
+    daemon = Daemon(settings.docker_socket)
+    loaded = []
+    for kind in ImageKind:
+        if kinds and kind.value not in kinds:
+            continue
+        image = ensure_image(kind, settings)
+        packed = pack_image(image)
+        ids = (packed.config_digest, packed.manifest_digest)
+        docker_id = daemon.have_image(Archive(ids, packed.data))
+        named = {**_named(image), "reference": packed.reference, "docker_id": docker_id}
+        loaded.append(named)
+        if not json:
+            click.echo(f"{tick(True)} {kind.value:<10} {packed.reference}  {docker_id}")
+    if json:
+        print_json(loaded)
 
 
 @images.command()
