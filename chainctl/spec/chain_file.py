@@ -7,6 +7,7 @@ The command line and the supervisor call `load_chain_file`; the text goes throug
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -17,6 +18,7 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 from chainctl.errors import Complaint, MendFile
 from chainctl.model.chain import MAX_HOPS, MAX_LANS
 from chainctl.model.independence import Independence
+from chainctl.spec.asn_table import NO_TABLE, AsnTable, load_asn_table
 from chainctl.spec.duration import render_duration
 from chainctl.spec.forms import Servers
 from chainctl.spec.model import (
@@ -63,7 +65,8 @@ def parse_chain_file(text: str, path: Path) -> ChainSpec:
         raise MendFile.of(complaints.found)
     file = _validate(document, complaints)
     pools = _load_pools(document, path.parent, complaints)
-    hops = _hops(file, pools, complaints) if file else ()
+    asns = _load_asns(file, path.parent, complaints) if file else NO_TABLE
+    hops = _hops(file, pools, asns, complaints) if file else ()
     if file and not complaints.found:
         _check_resolver(file, hops[-1], complaints)
     if complaints.found or file is None:
@@ -229,9 +232,23 @@ def _check_names(pool: Pool, at: PathInFile, complaints: _Complaints) -> None:
         names.setdefault(profile.name, profile.file)
 
 
-def _hops(file: ChainFile, pools: list[Pool], complaints: _Complaints) -> tuple[HopSpec, ...]:
+def _load_asns(file: ChainFile, folder: Path, complaints: _Complaints) -> AsnTable:
+    written = file.independent.asn_table
+    if written is None:
+        return NO_TABLE
+    try:
+        return load_asn_table(folder / written)
+    except MendFile as error:
+        complaints.found.extend(error.complaints)
+        return NO_TABLE
+
+
+def _hops(
+    file: ChainFile, pools: list[Pool], asns: AsnTable, complaints: _Complaints
+) -> tuple[HopSpec, ...]:
+    per_hour = file.rotation.per_hour
     return tuple(
-        _hop(hop, pool, ("hops", index), file.rotation.per_hour, complaints)
+        replace(_hop(hop, pool, ("hops", index), per_hour, complaints), asns=asns)
         for index, (hop, pool) in enumerate(zip(file.hops, pools, strict=True))
     )
 

@@ -14,6 +14,7 @@ from chainctl.model.independence import Independence, Trait
 from chainctl.model.openvpn import OpenVpnProfile
 from chainctl.model.parts import LanMode, RuntimeKind
 from chainctl.model.secret import Secret
+from chainctl.spec.asn_table import NO_TABLE, AsnTable
 from chainctl.spec.yaml_text import PathInFile, Place
 
 
@@ -148,6 +149,8 @@ class HopSpec:
     """Tunnels the account allows at a time; 0: any number. 1: remove before make."""
     notices: tuple[Notice, ...] = field(default=(), compare=False)
     """About the pool as a whole."""
+    asns: AsnTable = field(default=NO_TABLE, compare=False, repr=False)
+    """Where labels name no autonomous system."""
 
 
 INDEPENDENCE = Independence(

@@ -324,6 +324,14 @@ class Independent(_Keys):
         description="Only when nothing better is left. Default: what is not required.",
     )
 
+    asn_table: Annotated[
+        str | None, Word("C129", ".{1,4096}", "the path of a table, `./asn.csv`")
+    ] = Field(
+        default=None,
+        description="CSV of prefixes and the autonomous systems that announce them. Default: "
+        "systems are known by labels only.",
+    )
+
     @field_validator("prefer")
     @classmethod
     def _not_twice(cls, value: frozenset[Trait], info: ValidationInfo) -> frozenset[Trait]:

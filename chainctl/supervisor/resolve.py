@@ -28,7 +28,7 @@ from chainctl.model.selection import HopSelection
 from chainctl.model.wireguard import WireGuardConfig
 from chainctl.spec.model import ChainSpec, HopSpec, LanSpec, OpenVpnServer, ServerProfile
 from chainctl.spec.pins import address_of, usable
-from chainctl.supervisor.choose import Candidate
+from chainctl.supervisor.choose import Candidate, NoCandidate, admissible
 from chainctl.supervisor.path import NoPath, choose_path
 
 
@@ -133,15 +133,18 @@ def settle(
             hint="add a server to this hop's pool, or relax independent: in the chain file",
             where=f"hop {spec.hops[path.hop].name}",
         )
-    taken = {candidate.address for candidate in path}
     settled = {}
-    for hop, pool, chosen, active in zip(spec.hops, pools, earlier, path, strict=True):
-        servers = {chosen.active: active.server}
-        spare = chosen.servers.get(chosen.spare)
-        for candidate in pool:
-            if candidate.server == spare and candidate.address not in taken:
-                servers[chosen.spare] = candidate.server
-                taken.add(candidate.address)
+    used = dict(enumerate(path))
+    spares: dict[int, Candidate] = {}
+    for number, (hop, pool, chosen) in enumerate(zip(spec.hops, pools, earlier, strict=True)):
+        servers = {chosen.active: used[number].server}
+        spare = [each for each in pool if each.server == chosen.servers.get(chosen.spare)]
+        others = [each for taken in (used, spares) for at, each in taken.items() if at != number]
+        own = {used[number].address}
+        left = admissible(spare, others, own=own, rules=spec.independent)
+        if not isinstance(left, NoCandidate):
+            spares[number] = left[0]
+            servers[chosen.spare] = left[0].server
         settled[hop.name] = HopSelection(chosen.active, servers)
     return settled
 
@@ -161,7 +164,7 @@ def candidates(hop: HopSpec, names: Mapping[str, IPv4Address]) -> tuple[Candidat
             address,
             operator=profile.labels.operator,
             country=profile.labels.country,
-            asn=profile.labels.asn,
+            asn=profile.labels.asn or hop.asns.lookup(address),
         )
         for profile, address in usable(hop, names)
     )

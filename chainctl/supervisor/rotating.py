@@ -117,7 +117,7 @@ class Rotating(ABC):
                 where=f"hop {name}",
             )
         choice = options.order
-        if not self._replace(chain, hop, choice[0], planned=True, progress=progress):
+        if not self._replace(chain, hop, choice[0], progress=progress):
             raise ChangeServer(
                 "C423",
                 f"{choice[0].server} does not answer; {hop.tunnel.server} stays",
@@ -144,6 +144,7 @@ class Rotating(ABC):
             return
         if not self._silent_since(hop):
             return
+        declared = clock.boot_seconds()
         verdict = self._silence(chain, hop)
         self._say("hop_dead", verdict.text, hop=hop.name, code=verdict.code)
         if self._standby_takes_over(chain, hop, verdict):
@@ -154,12 +155,12 @@ class Rotating(ABC):
             if not self._rotations.may_change(self._known.spec, hop):
                 self._hold(hop, "too many changes of server within an hour")
                 return
-            if self._replace(chain, hop, candidate, planned=False, progress=_silent):
+            if self._replace(chain, hop, candidate, dead_since=declared, progress=_silent):
                 # Only now: while nothing answers at all, no server is to blame.
                 for address in silent:
                     self._rotations.blame(hop, address, verdict.fault)
                 return
-            if not self._silent_since(hop):
+            if self._was_heard(hop, declared):
                 self._say("hop_back", f"{hop.tunnel.server} answers again", hop=hop.name)
                 return
             if hop.number == 1:
@@ -279,7 +280,7 @@ class Rotating(ABC):
         back = self._rotations.fail_back(spec, self._known.facts.names, chain)
         if back is not None and not self._held():
             hop, candidate = back
-            if not self._replace(chain, hop, candidate, planned=True, progress=_silent):
+            if not self._replace(chain, hop, candidate, progress=_silent):
                 self._hold(hop, f"{candidate.server}, which it prefers, does not answer")
             return True
         return False
@@ -309,7 +310,7 @@ class Rotating(ABC):
         for candidate in options.order[:3]:
             if not self._rotations.may_change(self._known.spec, hop):
                 break
-            if self._replace(chain, hop, candidate, planned=True, progress=_silent):
+            if self._replace(chain, hop, candidate, progress=_silent):
                 return True
             chain, hop = self._chain, self._hop(hop.name)
         self._rotations.postpone(hop)
@@ -340,11 +341,13 @@ class Rotating(ABC):
         hop: Hop,
         candidate: Candidate,
         *,
-        planned: bool,
+        dead_since: float | None = None,
         progress: Progress,
     ) -> bool:
-        """Whether the hop uses the candidate now. What was heard meanwhile vetoes a repair."""
-        begun = time.monotonic()
+        """Whether the hop uses the candidate now. For a repair `dead_since` says when (boot
+        time) the hop was called dead: whatever was heard of it after that is a veto.
+        """
+        begun, planned = time.monotonic(), dead_since is None
         if self._wish(hop).sessions == 1:
             return self._remove_first(hop, candidate, planned=planned, progress=progress)
         if hop.candidate is not None:
@@ -352,7 +355,8 @@ class Rotating(ABC):
             self._retire(chain, hop)
             chain, hop = self._chain, self._hop(hop.name)
         tunnel = self._raise(chain, hop, candidate)
-        if tunnel is None or (not planned and not self._silent_since(hop)):
+        back = dead_since is not None and self._was_heard(hop, dead_since)
+        if tunnel is None or back:
             self._drop_candidate(hop)
             if tunnel is None:
                 # Nobody is to blame while the uplink may be: a guard needs a witness.
@@ -491,6 +495,11 @@ class Rotating(ABC):
             shares_link=hop.candidate is not None,
             loss_allowed=self._known.spec.health.loss,
         )
+
+    def _was_heard(self, hop: Hop, since: float) -> bool:
+        """Something came out of its tunnel after `since` (boot time)."""
+        reading = self._sniffer.reading(self._key(hop))
+        return max(reading.last_heard, reading.passage.last_received) > since
 
     def _silent_since(self, hop: Hop) -> float:
         """Boot time of its oldest unanswered question; 0 when it was heard after the last."""

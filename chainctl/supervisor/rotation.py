@@ -242,21 +242,39 @@ class Rotations:
     def fail_back(
         self, spec: ChainSpec, names: Mapping[str, IPv4Address], chain: Chain
     ) -> tuple[Hop, Candidate] | None:
-        """A hop that should return to its preferred server, now that it may."""
+        """A hop that should return to its preferred server, or to its first guard, now that
+        it has stayed with another one for a while.
+        """
         now = clock.wall_seconds()
         since = self._journal.recall(self._name, "since", {})
-        strikes = self.strikes()
         for hop, wish in zip(chain.hops, spec.hops, strict=True):
-            if wish.prefer is None or hop.tunnel.server == wish.prefer:
-                continue
             if now - float(since.get(hop.name, ["", now])[1]) < _FAIL_BACK_AFTER:
                 continue
-            for candidate in candidates(wish, names):
-                strike = strikes.get(candidate.address)
-                rested = strike is None or strike.weight_at(now) < QUARANTINE
-                if candidate.server == wish.prefer and rested:
-                    return hop, candidate
+            server = wish.prefer
+            if server is None and hop.number == 1:
+                server = self._earlier_guard(hop, candidates(wish, names), now)
+            if server is None or server == hop.tunnel.server:
+                continue
+            back = self.options(spec, names, hop, chain, to=server).order
+            if back and self._is_rested(back[0].address, now):
+                return hop, back[0]
         return None
+
+    def _earlier_guard(self, hop: Hop, pool: tuple[Candidate, ...], now: float) -> str | None:
+        """One that carried traffic before the present one and may be tried again: to stay with
+        few guards means to return to the first of them.
+        """
+        there = {candidate.address: candidate.server for candidate in pool}
+        for guard in self._guards().sample:
+            if guard.address == hop.tunnel.endpoint:
+                return None
+            if guard.address in there and guard.since is not None and guard.retry_at() <= now:
+                return there[guard.address]
+        return None
+
+    def _is_rested(self, server: IPv4Address, now: float) -> bool:
+        strike = self.strikes().get(server)
+        return strike is None or strike.weight_at(now) < QUARANTINE
 
     def _preferred(self, hop: HopSpec, pool: tuple[Candidate, ...]) -> IPv4Address | None:
         return next((one.address for one in pool if one.server == hop.prefer), None)
@@ -267,12 +285,13 @@ class Rotations:
 
     def _guards(self) -> GuardState:
         with suppress(KeyError, TypeError, ValueError):
-            return GuardState.from_json(self._journal.recall(self._name, "guards", []))
+            return GuardState.from_json(self._journal.recall("", f"guards {self._name}", []))
         return GuardState()
 
     def _keep_guards(self, state: GuardState) -> None:
+        """Not with what `down` forgets: else each `up` would show the chain to another one."""
         if state != self._guards():
-            self._journal.remember(self._name, "guards", state.to_json())
+            self._journal.remember("", f"guards {self._name}", state.to_json())
 
 
 def _quiet(spec: ChainSpec) -> Quiet | None:

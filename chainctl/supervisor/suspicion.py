@@ -21,6 +21,9 @@ nothing comes back."""
 _UNRETURNED = 10
 """Packets of others that have to be among what did not come back: fewer may be a flow that
 nobody answers."""
+_LEAST_SILENCE = 0.4
+"""Seconds since the first question in vain: routes that change and machines that stall take so
+long, however short the round trip and however many questions were asked."""
 _LUCK = 5.0
 """Minus the decimal logarithm of the chance that a lossy hop loses so many in a row."""
 _WORST_LOSS = 0.7
@@ -108,7 +111,11 @@ NEVER_HEARD = Behaviour()
 
 def is_dead(behaviour: Behaviour, *, silence: float, overdue: int, threshold: float = DEAD) -> bool:
     """Silent for longer than this hop ever is, and not by a few lost packets."""
-    return overdue >= behaviour.overdue and behaviour.phi(silence) >= threshold
+    return (
+        silence >= _LEAST_SILENCE
+        and overdue >= behaviour.overdue
+        and behaviour.phi(silence) >= threshold
+    )
 
 
 def looks_dead(behaviour: Behaviour, *, silence: float, unreturned: int, overdue: int) -> bool:
