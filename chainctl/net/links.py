@@ -69,6 +69,8 @@ class Links:
         try:
             self._make(part)
         except FileExistsError:
+            if isinstance(part, Address):
+                self._restore(part)
             if part not in self._around(part):
                 raise MendHost(
                     "C313",
@@ -199,6 +201,15 @@ class Links:
         self._without_ipv6(port)
         self._set_link(HOST, port, up=True)
 
+    def _restore(self, part: Address) -> None:
+        """The address is there, but somebody flushed the route by which it is local."""
+        try:
+            self._ask(part.ns, lambda r: rtnl.restore_address(r, _index(part.link), part.interface))
+        except FileExistsError:
+            pass
+        except OSError as error:
+            raise _refusal(part, error) from error
+
     def _without_ipv6(self, link: str) -> None:
         """A link of the host begins to speak IPv6 when it goes up, so before that."""
         name = _ipv6_setting(link)
@@ -313,7 +324,8 @@ class Links:
 
 
 def _remove_route(route: IPRoute, part: Route) -> None:
-    there = {(seen.table, seen.to, seen.metric) for seen in rtnl.read_routes(route)}
+    seen_there = (seen for seen in rtnl.read_routes(route) if not seen.kernels)
+    there = {(seen.table, seen.to, seen.metric) for seen in seen_there}
     if (part.table, part.to, part.metric) in there:
         rtnl.delete_route(route, rtnl.RouteSeen(part.table, part.to, None, None, part.metric))
 

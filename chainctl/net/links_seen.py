@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from ipaddress import IPv4Network
 
 from chainctl.model.parts import (
     HOST,
@@ -28,7 +29,14 @@ from chainctl.model.parts import (
     Tun,
     Up,
 )
-from chainctl.net.rtnl import IFF_NOARP, AddressSeen, LinkSeen, RouteSeen, RuleSeen
+from chainctl.net.rtnl import (
+    IFF_NOARP,
+    LOCAL_TABLE,
+    AddressSeen,
+    LinkSeen,
+    RouteSeen,
+    RuleSeen,
+)
 
 KERNELS_OWN_RULES = (
     RuleSeen(0, "", None, 255),
@@ -160,13 +168,17 @@ def _lan_leg(link: LinkSeen, sight: Sight, host: Sight) -> Part | None:
 def _on_links(sight: Sight, known: Collection[int]) -> Iterator[Part]:
     """Addresses, routes and rules, and which links are up."""
     names = {link.index: link.name for link in sight.links}
+    # Without its route it is an address in name only: `ip route flush table local`.
+    local = {(r.index, r.to) for r in sight.routes if r.kernels and r.table == LOCAL_TABLE}
     for address in sight.addresses:
-        if address.index in known and names[address.index] != "lo":
+        if address.index not in known or names[address.index] == "lo":
+            continue
+        if (address.index, IPv4Network(address.interface.ip)) in local:
             yield Address(sight.ns, names[address.index], address.interface)
     for link in sight.links:
         if link.index in known and link.up:
             yield Up(sight.ns, link.name)
-    for route in sight.routes:
+    for route in (route for route in sight.routes if not route.kernels):
         if sight.ns != HOST or route.index in known:
             yield _route(route, sight.ns, names)
     for rule in sight.rules:

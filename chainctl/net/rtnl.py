@@ -26,11 +26,12 @@ from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
 Attributes: TypeAlias = Sequence[tuple[str, Any]]
 
+LOCAL_TABLE = 255
 IFF_UP = 0x1
 IFF_NOARP = 0x80
 
 _REQUEST, _ACK, _DUMP = 0x1, 0x4, 0x300
-_REPLACE, _EXCL, _CREATE = 0x100, 0x200, 0x400
+_REPLACE, _EXCL, _CREATE, _APPEND = 0x100, 0x200, 0x400, 0x800
 _DUMP_INTR = 0x10
 
 _NEWLINK, _DELLINK, _GETLINK = 16, 17, 18
@@ -40,8 +41,8 @@ _NEWRULE, _DELRULE, _GETRULE = 32, 33, 34
 _GETNSID = 90
 
 _SKIP_STATISTICS = 8
-_UNICAST, _UNREACHABLE = 1, 7
-_SCOPE_UNIVERSE, _SCOPE_LINK, _SCOPE_NOWHERE = 0, 253, 255
+_UNICAST, _LOCAL, _UNREACHABLE = 1, 2, 7
+_SCOPE_UNIVERSE, _SCOPE_LINK, _SCOPE_HOST, _SCOPE_NOWHERE = 0, 253, 254, 255
 _PROTO_KERNEL, _PROTO_STATIC = 2, 4
 _TO_TABLE, _RULE_UNREACHABLE = 1, 7
 _NO_NSID = 0xFFFFFFFF
@@ -76,7 +77,8 @@ class AddressSeen:
 
 @dataclass(frozen=True)
 class RouteSeen:
-    """`oddity` describes what we never make; it is empty for routes like ours."""
+    """`oddity` describes what we never make; it is empty for routes like ours. `kernels`: the
+    kernel made it, for an address."""
 
     table: int
     to: IPv4Network
@@ -84,6 +86,7 @@ class RouteSeen:
     source: IPv4Address | None
     metric: int
     oddity: str = ""
+    kernels: bool = False
 
 
 @dataclass(frozen=True)
@@ -162,6 +165,15 @@ def add_address(route: IPRoute, index: int, interface: IPv4Interface) -> None:
 
 def delete_address(route: IPRoute, index: int, interface: IPv4Interface) -> None:
     _ask(route, _address(index, interface), _DELADDR)
+
+
+def restore_address(route: IPRoute, index: int, interface: IPv4Interface) -> None:
+    """Make the route again by which an address that is there is local; as the kernel makes it
+    (fib_add_ifaddr), so that it goes with the address. Two links may have the same one."""
+    message = _route_key(RouteSeen(LOCAL_TABLE, IPv4Network(interface.ip), index, None, 0))
+    message["proto"], message["type"], message["scope"] = _PROTO_KERNEL, _LOCAL, _SCOPE_HOST
+    message["attrs"] += [("RTA_OIF", index), ("RTA_PREFSRC", str(interface.ip))]
+    _ask(route, message, _NEWROUTE, _CREATE | _APPEND)
 
 
 def put_route(route: IPRoute, what: RouteSeen, *, replace: bool = False) -> None:
@@ -246,14 +258,10 @@ def read_addresses(route: IPRoute) -> list[AddressSeen]:
 
 
 def read_routes(route: IPRoute) -> list[RouteSeen]:
-    """All tables, without the routes the kernel makes itself."""
+    """All tables, with the routes the kernel makes itself."""
     message = rtmsg()
     message["family"] = socket.AF_INET
-    return [
-        _route_seen(each)
-        for each in _dump(route, message, _GETROUTE)
-        if each["proto"] != _PROTO_KERNEL
-    ]
+    return [_route_seen(each) for each in _dump(route, message, _GETROUTE)]
 
 
 def read_rules(route: IPRoute) -> list[RuleSeen]:
@@ -364,6 +372,7 @@ def _route_seen(message: Any) -> RouteSeen:
         source=IPv4Address(source) if source else None,
         metric=message.get_attr("RTA_PRIORITY") or 0,
         oddity=", ".join(oddities),
+        kernels=message["proto"] == _PROTO_KERNEL,
     )
 
 

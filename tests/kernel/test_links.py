@@ -394,6 +394,23 @@ def test_rules_that_are_there_are_not_doubled(world: World) -> None:
     assert sorted(rules, key=str) == sorted([*BORN, mine], key=str)
 
 
+def test_a_flushed_address_is_missed_and_comes_back(world: World) -> None:
+    """What `ip route flush table local` leaves is an address that no packet is for."""
+    address = Address(HOP, "tunA", IPv4Interface("10.64.0.2/24"))
+    route = Route(HOP, 101, ANYWHERE, "tunA", source=address.interface.ip)
+    world.make(*NAMESPACES, Tun(HOP, "tunA", 7000000, 1380), address, Up(HOP, "tunA"), route)
+    whole = world.see()
+    for table in ("local", "all"):
+        _ip(world, HOP, f"route flush table {table}")
+        seen = world.see()
+        assert address not in seen
+        world.make(address, *(part for part in (route,) if part not in seen))
+        assert world.see() == whole
+    world.remove(address)
+    left = world.namespaces.netlink(HOP, rtnl.read_routes)
+    assert not [seen for seen in left if seen.to.subnet_of(address.interface.network)]
+
+
 def test_removing_a_route_leaves_the_one_behind_it(world: World) -> None:
     """The kernel takes metric 0 for any: a second removal would open the table's end."""
     last = Route(HOP, 254, ANYWHERE, metric=LAST)

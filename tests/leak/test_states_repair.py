@@ -34,6 +34,13 @@ def flush_routes(chain: ChainRig) -> None:
             chain.run(place, "ip", "route", "flush", "table", "101")
 
 
+def flush_addresses(chain: ChainRig) -> None:
+    """What the kernel made with each address goes, and everything that was put by it."""
+    for place in ("gateway", "hop1", "hop2", "hop3"):
+        chain.run(place, "ip", "route", "flush", "table", "local")
+        chain.run(place, "ip", "route", "flush", "table", "all")
+
+
 def flush_rules(chain: ChainRig) -> None:
     for place in ("gateway", "hop1", "hop2", "hop3"):
         chain.run(place, "ip", "rule", "flush")
@@ -70,14 +77,16 @@ def remove_pin(place: str) -> Fault:
         subprocess.run(["umount", "--lazy", str(pin)], check=True)
         pin.unlink()
 
-    return Fault(f"the pin of {place} removed", remove, (place,))
+    said = {"panel": "network namespace of the filter"}
+    return Fault(f"the pin of {place} removed", remove, (said.get(place, place),))
 
 
 def test_routes_rules_and_settings(chain: ChainRig, oracle: Oracle) -> None:
     faults = [
         Fault("ip route flush", flush_routes, ("route to",)),
+        Fault("ip route flush table local", flush_addresses, ("address", "route to")),
         Fault("ip rule flush", flush_rules, ("routing rule",)),
-        Fault("forwarding in the panel", forward_in_panel, ("namespace the panel",)),
+        Fault("forwarding in the panel", forward_in_panel, ("namespace of the filter",)),
     ]
     endure(chain, oracle, faults)
 

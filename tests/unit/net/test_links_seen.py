@@ -39,6 +39,10 @@ def _hop(*links: LinkSeen, **more: object) -> Sight:
     return replace(sight, **more)  # type: ignore[arg-type]
 
 
+def _local(address: str, index: int) -> RouteSeen:
+    return RouteSeen(255, IPv4Network(address), index, None, 0, "type 2", kernels=True)
+
+
 def _seen(*sights: Sight) -> list[Part]:
     return parts(sights, port_prefix="c3-")
 
@@ -72,8 +76,9 @@ def test_what_is_on_the_hosts_links_is_only_ours_where_the_link_is() -> None:
         HOST,
         links=(LO, eth0, replace(LEG, name="chain3", flags=IFF_UP | IFF_NOARP)),
         addresses=tuple(AddressSeen(i, IPv4Interface(f"10.0.0.{i}/32")) for i in (1, 2, 7)),
-        routes=tuple(
-            RouteSeen(254, IPv4Network(f"10.1.0.{i or 0}/32"), i, None, 0) for i in (None, 2, 7)
+        routes=(
+            *(_local(f"10.0.0.{i}", i) for i in (1, 2, 7)),
+            *(RouteSeen(254, IPv4Network(f"10.1.0.{i or 0}/32"), i, None, 0) for i in (None, 2, 7)),
         ),
         rules=(*DEFAULT_RULES, RuleSeen(5, "eth0", None, 9)),
         panel=9,
@@ -98,11 +103,26 @@ def test_devices_the_kernel_puts_into_every_namespace_are_nobodys() -> None:
 def test_wireguard_devices_are_the_runtimes_but_what_is_on_them_is_not() -> None:
     device = LinkSeen(4, "tunA", "wireguard", IFF_UP, 1380)
     on_it = (AddressSeen(4, IPv4Interface("10.64.0.2/32")),)
-    assert _seen(_hop(device, addresses=on_it)) == [
+    assert _seen(_hop(device, addresses=on_it, routes=(_local("10.64.0.2", 4),))) == [
         Namespace(HOP, True),
         Address(HOP, "tunA", IPv4Interface("10.64.0.2/32")),
         Up(HOP, "tunA"),
     ]
+
+
+def test_an_address_without_its_route_is_none() -> None:
+    """After `ip route flush table local` the kernel shows it, but takes no packet for it."""
+    link = LinkSeen(4, "tunA", "wireguard", 0, 1380)
+    addresses = (AddressSeen(4, IPv4Interface("10.64.0.2/24")),)
+    others = (
+        _local("10.64.0.2", 5),
+        _local("10.64.0.3", 4),
+        replace(_local("10.64.0.2", 4), table=254),
+    )
+    assert _seen(_hop(link, addresses=addresses, routes=others)) == [Namespace(HOP, True)]
+    whole = (*others, _local("10.64.0.2", 4))
+    address = Address(HOP, "tunA", IPv4Interface("10.64.0.2/24"))
+    assert _seen(_hop(link, addresses=addresses, routes=whole)) == [Namespace(HOP, True), address]
 
 
 def test_a_tun_without_owner_or_with_more_than_one_queue_is_foreign() -> None:
