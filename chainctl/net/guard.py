@@ -36,6 +36,9 @@ UNREACHABLE_FOR_CLIENTS = tuple(
 )
 """Not the internet: RFC 6890 special-purpose ranges, multicast, class E and broadcast."""
 
+_WITH_OPTIONS = "ip hdrlength != 5 drop"
+"""No client's packet and none of a tunnel has IP options; record route would ask us to write in
+our addresses."""
 _LATER_FRAGMENT = "ip frag-off & 0x1fff != 0"
 _PROBE_ANSWERS = "icmp type { echo-reply, destination-unreachable, time-exceeded }"
 
@@ -45,7 +48,7 @@ def render_hop(chain: Chain, hop: Hop) -> str:
     inner = chain.hops[hop.number]
     leg = chain.out_leg(inner)
     mark = hop.active.table
-    prerouting = [*_outer_arrivals(chain, hop)]
+    prerouting = [_WITH_OPTIONS, *_outer_arrivals(chain, hop)]
     forward, postrouting = [], []
     for flow in inner.tunnels:
         there = _flow(flow, leg, chain.source_port(inner, flow.slot))
@@ -90,7 +93,8 @@ def render_exit(chain: Chain) -> str:
     hop = chain.exit
     clients = _any_of(chain.clients)
     zone = hop.active.table
-    prerouting = [f"{rule} notrack accept" for rule in _outer_matches(chain, hop)]
+    prerouting = [_WITH_OPTIONS]
+    prerouting += [f"{rule} notrack accept" for rule in _outer_matches(chain, hop)]
     prerouting.append(f'iifname "in0" ip saddr {clients} ct reply zone set {zone} accept')
     remember = [
         f'iifname "in0" ct state new ct mark set {zone}',
@@ -127,7 +131,8 @@ def render_exit(chain: Chain) -> str:
 def render_gateway(chain: Chain) -> str:
     """The gateway: the gate first, then clients out and what they asked for back."""
     gate = f"set {GATE_SET} {{\n\t\ttype ifname\n\t\tflags timeout\n\t}}"
-    prerouting, dns, inward, outward = [], [], [], []
+    prerouting = [_WITH_OPTIONS]
+    dns, inward, outward = [], [], []
     forward = [
         # Asked before conntrack: an "established accept" ahead of it never closes.
         f'iifname "up0" iifname != @{GATE_SET} drop',

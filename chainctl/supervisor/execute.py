@@ -38,8 +38,10 @@ class Executor:
         chain: Chain | None,
         prove: Callable[[int], None],
         open_gate: Callable[[], None],
+        done: Callable[[Step], None] = lambda _: None,
     ) -> None:
-        """Raises StepFailed; then the gate is shut and the rest of the plan was not touched."""
+        """`done` is told of each step that was. Raises StepFailed; then the gate is shut and the
+        rest of the plan was not touched."""
         for step in steps:
             begun = time.monotonic()
             self._crash.pass_by("before", step)
@@ -60,6 +62,7 @@ class Executor:
                     facts={"seconds": round(time.monotonic() - begun, 6)},
                 )
             )
+            done(step)
 
     def carry_out(self, what: str, act: Callable[[], None]) -> None:
         """A change that is in no plan, between crash points as a step is."""

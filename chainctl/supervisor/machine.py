@@ -80,6 +80,7 @@ from chainctl.runtime.wireguard_kernel import KernelWireGuard as KernelDevice
 from chainctl.runtime.wireguard_kernel import create_device, kernel_wireguard_available
 from chainctl.settings import Settings
 from chainctl.store.journal import Journal
+from chainctl.supervisor.words import describe_side
 
 T = TypeVar("T")
 
@@ -493,7 +494,7 @@ class Machine:
             if not table.attached(index):
                 raise MendHost(
                     "C323",
-                    f"something else judges packets before the filter on {port}:"
+                    f"something else judges packets before the filter {describe_side(port)}:"
                     f" {', '.join(table.foreign_filters(index))}",
                     hint="detach it",
                 )
@@ -559,7 +560,9 @@ class Machine:
     def _port_index(self, port: PortName) -> int:
         index = self._ports().get(port)
         if index is None:
-            raise MendHost("C325", f"the wire's end {port} is missing", hint="chainctl up")
+            raise MendHost(
+                "C325", f"the connection {describe_side(port)} is missing", hint="chainctl up"
+            )
         return index
 
     def _in_panel(self, work: Callable[[], T]) -> T:

@@ -24,6 +24,7 @@ from chainctl.model.parts import (
     NsName,
     Part,
     PortFilter,
+    PortName,
     PortRow,
     Route,
     Rule,
@@ -39,7 +40,7 @@ from chainctl.supervisor.plan import Change, CloseGate, Make, OpenGate, Prove, R
 def describe_part(part: Part) -> str:
     match part:
         case Namespace(name):
-            return f"network namespace {_place(name)}"
+            return f"network namespace {'of the filter' if name == PANEL else name}"
         case NftTable(ns):
             return f"nft table in {_place(ns)}"
         case Leg(ns, link) | LanLeg(ns, link):
@@ -50,18 +51,20 @@ def describe_part(part: Part) -> str:
             return f"foreign interface {link} ({kind or 'unknown kind'}) in {_place(ns)}"
         case Address(ns, link, interface):
             return f"address {interface} on {link} of {_place(ns)}"
-        case Up(ns, link):
-            return f"{link} of {_place(ns)} up"
         case Route(ns, table, to, link):
             return f"route to {to} by {link or 'nobody'} in table {table} of {_place(ns)}"
         case Rule(ns, priority):
             return f"routing rule {priority} of {_place(ns)}"
+        case Up(ns, link) if ns == PANEL:
+            return f"connection {describe_side(PortName(link))} up"
+        case Up(ns, link):
+            return f"{link} of {_place(ns)} up"
         case PortRow(port) | FarEnd(port) | WireTuple(port):
-            return f"filter entry of {port}"
+            return f"filter entry {describe_side(port)}"
         case ClientPolicy():
             return "filter policy for clients"
         case PortFilter(port):
-            return f"identity filter on {port}"
+            return f"filter {describe_side(port)}"
         case TunFilter(ns, link):
             return f"source filter on {link} of {_place(ns)}"
         case Forwarding(link):
@@ -102,7 +105,19 @@ def hop_of(chain: Chain, part: Part) -> str:
 def _place(ns: NsName) -> str:
     if ns == HOST:
         return "the host"
-    return "the panel" if ns == PANEL else ns
+    return "the filter's namespace" if ns == PANEL else ns
+
+
+def describe_side(port: PortName) -> str:
+    """Where a packet meets the filter: `c0-h2out` is on the outer side of hop 2."""
+    at = port.partition("-")[2]
+    if at in _EDGES:
+        return _EDGES[at]
+    side = "outer" if at.endswith("out") else "inner"
+    return f"on the {side} side of hop {at.strip('hinout')}"
+
+
+_EDGES = {"gw": "at the gateway", "up": "at the uplink"}
 
 
 def describe_plan(chain: Chain, before: Chain | None, steps: Sequence[Step]) -> dict[str, Any]:

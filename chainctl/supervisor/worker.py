@@ -14,6 +14,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -335,14 +336,15 @@ class Worker(Rotating):
             gate_open=self._gate_is_open(chain),
             open_wanted=not wanted.closed,
         )
-        if not asked:
-            self._say_repairs(chain, steps)
+        # A chain that was up before and needs steps was tampered with, or a client died.
+        repairs = not asked and self.state.proved_at > 0
         self._executor.execute(
             steps,
             number=chain.number,
             chain=chain,
             prove=lambda number: self._prove(chain, chain.hops[number - 1], progress),
             open_gate=lambda: self._open_gate(chain, progress),
+            done=partial(self._say_repaired, chain) if repairs else _unsaid,
         )
         self._watch(chain)
         self._update(problem=None)
@@ -547,22 +549,18 @@ class Worker(Rotating):
         if steps:
             self._converge(chain, wanted, _silent)
 
-    def _say_repairs(self, chain: Chain, steps: tuple[Step, ...]) -> None:
-        """A chain that was up before and needs steps was tampered with, or a client died."""
-        if not self.state.proved_at:
-            return
-        for step in steps:
-            match step:
-                case Make(part):
-                    what = f"{describe_part(part)} was missing"
-                case Change(_, part):
-                    what = f"{describe_part(part)} was not as it should be"
-                case Remove(part):
-                    what = f"{describe_part(part)} did not belong there"
-                case CloseGate() | Prove() | OpenGate():
-                    continue
-            self._say("repaired", what, hop=hop_of(chain, part), code="N501")
-            self._update(repairs=(*self.state.repairs[-19:], (clock.boot_seconds(), what)))
+    def _say_repaired(self, chain: Chain, step: Step) -> None:
+        match step:
+            case Make(part):
+                what = f"{describe_part(part)} was missing"
+            case Change(_, part):
+                what = f"{describe_part(part)} was not as it should be"
+            case Remove(part):
+                what = f"{describe_part(part)} did not belong there"
+            case CloseGate() | Prove() | OpenGate():
+                return
+        self._say("repaired", what, hop=hop_of(chain, part), code="N501")
+        self._update(repairs=(*self.state.repairs[-19:], (clock.boot_seconds(), what)))
 
     def _observe(self, number: int, chain: Chain | None) -> list[Part]:
         return self._machine.observe(self.name, number, chain, self._made_to_forward())
@@ -684,6 +682,10 @@ class Worker(Rotating):
 
 def _silent(what: str, text: str, seconds: float) -> None:
     """Repairs have nobody to report to but the journal."""
+
+
+def _unsaid(step: Step) -> None:
+    """What somebody asked for is in the journal as the step it is."""
 
 
 def _never(number: int) -> None:

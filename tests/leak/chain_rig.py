@@ -107,8 +107,6 @@ class Fault(NamedTuple):
     name: str
     act: Callable[[ChainRig], object]
     words: tuple[str, ...]
-    carried: tuple[str, ...] = ()
-    """Odd frames that come out, inside all layers, where one layer of the two is left."""
 
 
 def endure(
@@ -123,7 +121,7 @@ def endure(
     for fault in faults:
         mended = chain.mended(*fault.words)
         fault.act(chain)
-        odd = tuple(kind for kind in ODD if kind not in (*OTHER_PROTOCOLS, *fault.carried))
+        odd = tuple(kind for kind in ODD if kind not in OTHER_PROTOCOLS)
         oracle.send(Frames(odd, TARGET_ADDRESS, ECHO), name=f"{fault.name}: odd frames")
         oracle.send(Frames(PLAIN, "10.64.0.1", ECHO), name=f"{fault.name}: to an inner address")
         wait_until(mended, seconds=MENDED)
@@ -212,7 +210,7 @@ class ChainRig:
             return there and facts["posture"] == "open" and opened_again()
 
         def opened_again() -> bool:
-            """What was found wrong is told before the gate is shut to mend it."""
+            """What was found wrong is told when it is mended, and before the gate opens."""
             kinds = [kind for seq, kind in self._events() if seq > last]
             told = [place for place, kind in enumerate(kinds) if kind == "repaired"]
             return "gate_opened" in kinds[: min(told, default=0)]
@@ -363,17 +361,15 @@ class ChainRig:
         oracle: Oracle,
         *endpoints: tuple[str, int],
         expect: Expect = Expect.STOPPED,
-        carried: tuple[str, ...] = (),
     ) -> None:
         """What a client can think of, aimed at each endpoint, and questions to the gateway.
 
-        `expect` is about plain IPv4; what is not that is to be stopped always, but for kinds in
-        `carried`, which are not sent.
+        `expect` is about plain IPv4; what is not that is to be stopped always.
         """
         if expect is Expect.STOPPED:
             oracle.battery(endpoints, resolver=GATEWAY_ADDRESS)
             return
-        odd = tuple(kind for kind in ODD if kind not in (*OTHER_PROTOCOLS, *carried))
+        odd = tuple(kind for kind in ODD if kind not in OTHER_PROTOCOLS)
         running = [oracle.start(Dns(GATEWAY_ADDRESS), expect=expect)]
         for address, port in endpoints:
             running += [

@@ -59,11 +59,11 @@ def forward_in_panel(chain: ChainRig) -> None:
     chain.run("panel", "sysctl", "-qw", "net.ipv4.ip_forward=1")
 
 
-def delete_link(place: str, link: str) -> Fault:
+def delete_link(place: str, link: str, said: str = "") -> Fault:
     return Fault(
         f"ip link del {link} in {place}",
         lambda chain: chain.run(place, "ip", "link", "del", link),
-        (f"{link} of",),
+        (said or f"{link} of",),
     )
 
 
@@ -77,7 +77,8 @@ def remove_pin(place: str) -> Fault:
         subprocess.run(["umount", "--lazy", str(pin)], check=True)
         pin.unlink()
 
-    said = {"panel": "network namespace of the filter"}
+    # Of so many things that are missing then, `status` keeps the last ones.
+    said = {"panel": "connection at the gateway"}
     return Fault(f"the pin of {place} removed", remove, (said.get(place, place),))
 
 
@@ -96,7 +97,7 @@ def test_links(chain: ChainRig, oracle: Oracle) -> None:
         delete_link("gateway", "lan0"),
         delete_link("hop2", "tunA"),
         delete_link("hop2", "out0"),
-        delete_link("panel", "c0-gw"),
+        delete_link("panel", "c0-gw", "connection at the gateway"),
         Fault("a link too much", add_way_out, ("foreign interface evil0",)),
     ]
     endure(chain, oracle, faults)

@@ -7,8 +7,10 @@ from functools import partial
 
 import pytest
 
+from chainctl.model.parts import PortName
 from chainctl.net import clsact, libbpf
 from chainctl.net.filter import LAYOUT
+from chainctl.supervisor.words import describe_side
 from tests.kernel.open_wire import OBJECT, attach_pass_all
 from tests.leak.chain_rig import HOPS, ChainRig, Fault, Passing, endure
 from tests.leak.oracle import Oracle
@@ -16,7 +18,7 @@ from tests.leak.oracle import Oracle
 pytestmark = pytest.mark.root
 
 PORTS = ("c0-up", *(f"c0-h{hop}{end}" for hop in range(1, HOPS + 1) for end in ("out", "in")))
-FILTERS = tuple(f"identity filter on {port}" for port in (*PORTS, "c0-gw"))
+FILTERS = tuple(f"filter {describe_side(PortName(port))}" for port in (*PORTS, "c0-gw"))
 
 
 def detach_all(chain: ChainRig) -> None:
@@ -69,26 +71,27 @@ def open_tunnels(chain: ChainRig) -> None:
 
 
 def flush(chain: ChainRig, place: str) -> Fault:
-    said = f"the {place}" if place in ("host", "panel") else f"{chain.lab.name}.{place}"
+    said = {"host": "the host", "panel": "the filter's namespace"}
     return Fault(
         f"nft flush ruleset in {place}",
         lambda chain: chain.run(place, "nft", "flush", "ruleset"),
-        (f"nft table in {said}",),
+        (f"nft table in {said.get(place, f'{chain.lab.name}.{place}')}",),
     )
 
 
 def test_the_programs_of_the_filter(chain: ChainRig, oracle: Oracle) -> None:
     faults = [
         Fault("detached", detach_all, FILTERS),
-        Fault("replaced", ChainRig.open_wires, FILTERS, carried=("options",)),
-        Fault("put before", put_before, ("identity filter on c0-gw",)),
+        Fault("replaced", ChainRig.open_wires, FILTERS),
+        Fault("put before", put_before, ("filter at the gateway",)),
     ]
     endure(chain, oracle, faults)
 
 
 def test_the_rows_of_the_filter(chain: ChainRig, oracle: Oracle) -> None:
-    gone = tuple(f"filter entry of {port}" for port in ("c0-h2in", "c0-h3out", "c0-h1out"))
-    other = ("filter entry of c0-gw", "filter entry of c0-h1in")
+    inner, outer = "filter entry on the inner side of hop", "filter entry on the outer side of hop"
+    gone = (f"{inner} 2", f"{outer} 3", f"{outer} 1")
+    other = ("filter entry at the gateway", f"{inner} 1")
     faults = [
         Fault("removed", remove_rows, (*gone, "filter policy")),
         Fault("widened", widen_rows, other),

@@ -34,7 +34,10 @@ def test_every_kind_of_part_has_words(golden: Golden) -> None:
 
 def test_no_words_of_the_inside() -> None:
     """People know chains, hops, servers, clients and the gate."""
-    inside = re.compile(r"\b(port|leg|wire|tuple|row|ifindex|clsact|BPF|uid)s?\b", re.IGNORECASE)
+    inside = re.compile(
+        r"\b(panel|identity|port|leg|wire|tuple|row|ifindex|clsact|BPF|uid|c\d+-\w+)s?\b",
+        re.IGNORECASE,
+    )
     for part in PARTS:
         text = describe_part(part)
         assert not inside.search(text), text
