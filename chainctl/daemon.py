@@ -154,6 +154,16 @@ def answer(running: Supervisor, request: Facts, send: Send) -> Any:
             raise MendFile("C506", f"the supervisor does not know {request.get('do')!r}")
 
 
+def _parse_request(line: bytes) -> Facts:
+    try:
+        request = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise MendFile("C506", f"the supervisor was asked in no JSON: {error}") from None
+    if not isinstance(request, dict):
+        raise MendFile("C506", "the supervisor was asked something that is no JSON object")
+    return request
+
+
 def describe_error(error: BaseException) -> Facts:
     """An error as the socket carries it."""
     if not isinstance(error, ChainctlError):
@@ -197,7 +207,7 @@ class _Handler(socketserver.StreamRequestHandler):
             return
         for line in self.rfile:
             try:
-                request = json.loads(line)
+                request = _parse_request(line)
                 done = answer(self.server.running, request, self._send)
                 if request["do"] == "down" and self.server.until_idle and self.server.running.idle:
                     done["ending"] = True
