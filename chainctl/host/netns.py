@@ -96,13 +96,18 @@ class Namespaces:
         self._host = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         self._host_stat = os.fstat(self._host)
 
+    @property
+    def is_here(self) -> bool:
+        """Whether the caller is already inside a namespace, on the one thread that gets there."""
+        return threading.current_thread() is self._thread
+
     def call(self, ns: str, work: Callable[[], T]) -> T:
         """Run `work` inside `ns` and return what it returns, or raise what it raises.
 
         May be nested: `work` may itself call in, also for another namespace. Raises
         MendHost C311 when there is no such namespace.
         """
-        if threading.current_thread() is self._thread:
+        if self.is_here:
             return self._inside(ns, work)
         future: Future[T] = Future()
 

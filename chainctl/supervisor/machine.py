@@ -322,8 +322,8 @@ class Machine:
             case PortRow():
                 self._put_port(part)
             case FarEnd(port, far):
-                ends = self._port_index(port), self._port_index(far)
-                self._in_panel(lambda: self._opened().put_far(*ends))
+                table, ends = self._opened(), (self._port_index(port), self._port_index(far))
+                self._in_panel(lambda: table.put_far(*ends))
             case WireTuple():
                 self._opened().put_wires([self._wire(part)])
             case ClientPolicy():
@@ -374,14 +374,15 @@ class Machine:
             case PortRow(port):
                 self._opened().remove_port(self._port_index(port))
             case FarEnd(port):
-                self._in_panel(lambda: self._opened().remove_far(self._port_index(port)))
+                table, index = self._opened(), self._port_index(port)
+                self._in_panel(lambda: table.remove_far(index))
             case WireTuple():
                 self._opened().remove_wires([self._wire(part)])
             case ClientPolicy(scope):
                 self._opened().remove_policy(scope)
             case PortFilter(port):
-                index = self._port_index(port)
-                self._in_panel(lambda: self._opened().detach(index))
+                table, index = self._opened(), self._port_index(port)
+                self._in_panel(lambda: table.detach(index))
             case Client(name):
                 self._runtimes[part.runtime].stop(name)
             case TunFilter() | TunnelConfig():
@@ -454,6 +455,8 @@ class Machine:
             self._links.make(part)
 
     def _opened(self) -> PanelFilter:
+        """Ask outside of namespaces: who has the lock may be waiting for the one thread there."""
+        assert not self.namespaces.is_here, "locks come before namespaces"
         with self._lock:
             if self._filter is None:
                 mount_bpffs(self._settings.bpf_dir)
@@ -485,10 +488,9 @@ class Machine:
         )
 
     def _attach(self, port: PortName) -> None:
-        index = self._port_index(port)
+        table, index = self._opened(), self._port_index(port)
 
         def attach() -> None:
-            table = self._opened()
             table.remove_foreign_filters(index)
             table.attach(index)
             if not table.attached(index):
