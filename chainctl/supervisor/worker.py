@@ -126,6 +126,7 @@ class Worker(Rotating):
         self._executor = Executor(machine, journal, crash, chain_name=name)
         self._queue: queue.Queue[_Request | None] = queue.Queue()
         self._looked_at = 0.0
+        self._waiting_since = 0.0
         self._retry_at = 0.0
         self._failures = 0
         self._gathered = None
@@ -225,6 +226,7 @@ class Worker(Rotating):
 
     def _run(self) -> None:
         while True:
+            self._waiting_since = clock.boot_seconds()
             try:
                 request = self._queue.get(timeout=_TICK)
             except queue.Empty:
@@ -483,11 +485,18 @@ class Worker(Rotating):
         )
 
     def _open_gate(self, chain: Chain, progress: Progress) -> None:
-        proved = self._proved_at(chain)
-        until = int((proved + GATE_TIMEOUT) * 1e9)
-        self._machine.open_gate(chain, until)
-        self._update(proved_at=proved, opened_at=clock.boot_seconds(), problem=None)
+        self._let_pass(chain, self._proved_at(chain))
+        self._update(opened_at=clock.boot_seconds(), problem=None)
         progress("open", "LAN traffic passes through every hop", 0.0)
+
+    def _let_pass(self, chain: Chain, proved: float) -> None:
+        """Until the proof is too old, or somebody shuts the gate."""
+        self._machine.open_gate(chain, int((proved + GATE_TIMEOUT) * 1e9))
+        wanted = self._journal.chain(self.name)
+        if wanted is None or wanted.closed:
+            # `close` acts by itself while this process is stopped, perhaps on the line above.
+            self._machine.close_gate(chain.name, chain.number)
+        self._update(proved_at=proved)
 
     def _look(self) -> None:
         """Keep the gate open while every hop is proved; mend what is not as it should be."""
@@ -500,6 +509,11 @@ class Worker(Rotating):
             if now >= self._retry_at:
                 self._adopt()
         elif self.state.problem is None:
+            if now - self._waiting_since > FRESH:
+                # This process was stopped, or the machine slept: who knows what was done.
+                self._looked_at = now
+                if self._repair(chain, wanted):
+                    return
             if self._change_over(chain):
                 chain = self._chain
             self._keep_gate(chain, wanted, now)
@@ -525,13 +539,14 @@ class Worker(Rotating):
                 self._machine.close_gate(chain.name, chain.number)
             return
         proved = self._proved_at(chain)
-        if now - proved < FRESH:
+        if self._failing(chain) is None and now < proved + GATE_TIMEOUT:
+            was_open = self._gate_is_open(chain)
+            if not was_open and self._repair(chain, wanted):
+                return  # What was found wrong is mended and proved, and the gate open.
             if self._uplink_fault and not self._silent_since(chain.hops[0]):
                 self._say("uplink_back", "the uplink works again")
                 self._uplink_fault = ""
-            was_open = self._gate_is_open(chain)
-            self._machine.open_gate(chain, int((proved + GATE_TIMEOUT) * 1e9))
-            self._update(proved_at=proved)
+            self._let_pass(chain, proved)
             if not was_open:
                 self._update(opened_at=now)
                 self._rotations.calm()
@@ -544,10 +559,12 @@ class Worker(Rotating):
             verdict = self._silence(chain, hop)
             self._say("gate_closed", verdict.text, hop=hop.name, code=verdict.code)
 
-    def _repair(self, chain: Chain, wanted: Wanted) -> None:
+    def _repair(self, chain: Chain, wanted: Wanted) -> bool:
+        """Whether there was something to do."""
         steps = plan(layout(chain), self._observe(chain.number, chain))
         if steps:
             self._converge(chain, wanted, _silent)
+        return bool(steps)
 
     def _say_repaired(self, chain: Chain, step: Step) -> None:
         match step:
@@ -627,8 +644,11 @@ class Worker(Rotating):
         self._converge(self.state.chain, wanted, progress, asked=True)
 
     def _proved_at(self, chain: Chain) -> float:
-        """When the hop that was heard longest ago was heard."""
-        return min(self._sniffer.reading(self._key(hop)).last_heard for hop in chain.hops)
+        """When the hop was asked whose answered question is the oldest.
+
+        Not when it was heard: an answer may have waited while this process was stopped.
+        """
+        return min(self._sniffer.reading(self._key(hop)).answered for hop in chain.hops)
 
     def _failing(self, chain: Chain) -> Hop | None:
         """The outermost hop that is silent; the ones inside it wait for it."""
