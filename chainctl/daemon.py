@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from chainctl import PROTOCOL, __version__
 from chainctl.errors import ChainctlError, LookAgain, MendFile, MendHost, StepFailed
 from chainctl.host.files import ensure_dir
 from chainctl.settings import Settings
@@ -27,6 +28,9 @@ Facts = dict[str, Any]
 Send = Callable[[Facts], None]
 
 _LOCK = "\0chainctl supervisor"
+_TAKES_LONG = frozenset({"up", "down", "open", "rotate", "sweep", "plan"})
+"""Requests that may work for longer than a command waits for a word."""
+_BUSY_EVERY = 2.0
 
 
 @contextlib.contextmanager
@@ -148,6 +152,8 @@ def answer(running: Supervisor, request: Facts, send: Send) -> Any:
             return running.status(name)
         case {"do": "plan", "file": str(file)}:
             return running.plan(Path(file))
+        case {"do": "hello"}:
+            return {"protocol": PROTOCOL, "version": __version__}
         case {"do": "names"}:
             return running.names()
         case _:
@@ -208,7 +214,8 @@ class _Handler(socketserver.StreamRequestHandler):
         for line in self.rfile:
             try:
                 request = _parse_request(line)
-                done = answer(self.server.running, request, self._send)
+                with self._saying_busy(request):
+                    done = answer(self.server.running, request, self._send)
                 if request["do"] == "down" and self.server.until_idle and self.server.running.idle:
                     done["ending"] = True
                     self.server.wake()
@@ -216,6 +223,30 @@ class _Handler(socketserver.StreamRequestHandler):
             except Exception as error:
                 self._send({"error": describe_error(error)})
 
+    @contextlib.contextmanager
+    def _saying_busy(self, request: Facts) -> Iterator[None]:
+        """Something to tell a supervisor that works from one that is stopped."""
+        if request.get("do") not in _TAKES_LONG:
+            yield
+            return
+        over = threading.Event()
+
+        def say() -> None:
+            while not over.wait(_BUSY_EVERY):
+                self._send({"busy": request["do"]})
+
+        thread = threading.Thread(target=say, name="busy", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+
+    def setup(self) -> None:
+        super().setup()
+        self._writing = threading.Lock()
+
     def _send(self, message: Facts) -> None:
-        with contextlib.suppress(BrokenPipeError):
+        with contextlib.suppress(BrokenPipeError), self._writing:
             self.wfile.write((json.dumps(message, default=str) + "\n").encode())

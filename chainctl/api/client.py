@@ -7,13 +7,15 @@ import json
 import os
 import select
 import socket
+import struct
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+from chainctl import PROTOCOL, __version__
 from chainctl.errors import ChainctlError, LookAgain, MendHost
 from chainctl.settings import Settings
 
@@ -22,6 +24,10 @@ Facts = dict[str, Any]
 _END_PATIENCE = 10.0
 _START_PATIENCE = 20.0
 """Seconds a supervisor may take until it listens."""
+PATIENCE = 10.0
+"""Seconds without a word, after which a supervisor is taken for stopped or hung. While it works at
+something that may take longer it says every two seconds that it does.
+"""
 
 
 class Reported(ChainctlError):
@@ -35,31 +41,81 @@ class Reported(ChainctlError):
         self.exit_status = facts["exit_status"]  # type: ignore[misc]
 
 
-def is_running(settings: Settings) -> bool:
+class NotAnswering(LookAgain):
+    """There is a supervisor, and it says nothing: stopped (SIGSTOP), or hung."""
+
+    def __init__(self, settings: Settings) -> None:
+        try:
+            pid = settings.pid_path.read_text().strip()
+        except OSError:
+            pid = f"$(cat {settings.pid_path})"
+        super().__init__(
+            "C508",
+            f"the supervisor (process {pid}) does not answer",
+            hint=f"kill -CONT {pid} if somebody stopped it, else kill -KILL {pid} and chainctl up:"
+            " that leaves chains as they are",
+        )
+
+
+def is_running(settings: Settings, *, patience: float = PATIENCE) -> bool:
+    """Also when it does not answer."""
     try:
-        _connect(settings).close()
+        _connect(settings, patience).close()
+    except NotAnswering:
+        return True
     except LookAgain:
         return False
     return True
 
 
-def ask(settings: Settings, request: Facts, progress: Callable[[Facts], None]) -> Any:
+def ask(
+    settings: Settings,
+    request: Facts,
+    progress: Callable[[Facts], None],
+    *,
+    patience: float = PATIENCE,
+) -> Any:
     """Send one request; `progress` gets each finished step, the answer is returned.
 
-    Raises Reported for what the supervisor refused or failed at, LookAgain C502 when none
-    runs or it went away in the middle.
+    `patience`: seconds without a word. Raises Reported for what the supervisor refused or
+    failed at, LookAgain C502 when none runs or it went away in the middle, C508 (NotAnswering)
+    when it says nothing, C509 when it is of a version that this one does not understand.
     """
-    with _connect(settings) as sock, sock.makefile("rw", encoding="utf-8") as stream:
-        stream.write(json.dumps(request) + "\n")
-        stream.flush()
-        for line in stream:
-            message = json.loads(line)
-            if "progress" in message:
-                progress(message["progress"])
-            elif "error" in message:
-                raise Reported(message["error"])
-            else:
-                return message["done"]
+    try:
+        with _connect(settings, patience) as sock, sock.makefile("rw", encoding="utf-8") as stream:
+            _agree(settings, _converse(stream, {"do": "hello"}, progress))
+            return _converse(stream, request, progress)["done"]
+    except TimeoutError:
+        raise NotAnswering(settings) from None
+
+
+def _agree(settings: Settings, answer: Facts) -> None:
+    """What an older or newer one says could mean something else, so nothing is asked of it."""
+    hello = answer.get("done")
+    if isinstance(hello, dict) and hello.get("protocol") == PROTOCOL:
+        return
+    version = hello.get("version") if isinstance(hello, dict) else None
+    raise LookAgain(
+        "C509",
+        f"the supervisor that runs is chainctl {version or 'of another version'},"
+        f" this is {__version__}",
+        hint=f"kill $(cat {settings.pid_path}), then chainctl up: it takes chains over as they are",
+    )
+
+
+def _converse(stream: IO[str], request: Facts, progress: Callable[[Facts], None]) -> Facts:
+    stream.write(json.dumps(request) + "\n")
+    stream.flush()
+    for line in stream:
+        message: Facts = json.loads(line)
+        if "progress" in message:
+            progress(message["progress"])
+        elif "busy" in message:
+            continue
+        elif request["do"] != "hello" and "error" in message:
+            raise Reported(message["error"])
+        else:
+            return message
     raise LookAgain(
         "C502",
         "the supervisor went away before it was done",
@@ -111,10 +167,18 @@ def start(settings: Settings) -> None:
     raise MendHost("C504", "the supervisor does not listen", hint=f"read {log_path}")
 
 
-def _connect(settings: Settings) -> socket.socket:
+def _connect(settings: Settings, patience: float) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    # What the kernel waits for room in the queue of a supervisor that accepts nobody. Python's
+    # own time limit does not do for that (EAGAIN at once).
+    at_most = struct.pack("ll", *divmod(int(patience * 1e6), 1_000_000))
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, at_most)
     try:
         sock.connect(os.fspath(settings.socket_path))
+        sock.settimeout(patience)
+    except BlockingIOError:
+        sock.close()
+        raise NotAnswering(settings) from None
     except OSError:
         sock.close()
         raise LookAgain("C502", "no supervisor is running", hint="chainctl up") from None

@@ -135,7 +135,12 @@ def _gate(do: str, chain: str | None, as_json: bool) -> None:
         # The panic button: shut at once, and still shut when a supervisor comes back.
         chains = _without_supervisor(settings, wish, as_json)
     else:
-        chains = request(settings, wish, as_json)
+        try:
+            chains = request(settings, wish, as_json)
+        except client.NotAnswering as silent:
+            if do != "close":
+                raise
+            chains = _close_alone(settings, name, silent)
     report_chains(chains, as_json, exit_by_health=do == "open")
 
 
@@ -197,35 +202,25 @@ def _status(settings: Settings, chain: str) -> list[Facts]:
     try:
         answer: list[Facts] = client.ask(settings, {"do": "status", "chain": chain}, _silent)
         return answer
-    except LookAgain:
-        return _status_without_supervisor(settings, chain)
+    except client.NotAnswering as silent:
+        return _status_alone(settings, chain, silent)
+    except LookAgain as error:
+        if error.code != "C502":
+            raise
+        return _status_alone(settings, chain, error)
 
 
-def _status_without_supervisor(settings: Settings, chain: str) -> list[Facts]:
-    """Nobody refreshes the gate: what the journal wants, and whether it has shut yet."""
-    if not settings.journal_path.exists():
-        return []
-    from chainctl.store.journal import Journal
-    from chainctl.supervisor.machine import Machine
-    from chainctl.supervisor.status import describe
+def _status_alone(settings: Settings, chain: str, why: LookAgain) -> list[Facts]:
+    from chainctl.supervisor import alone
 
-    journal, machine = Journal(settings.journal_path), Machine(settings)
-    try:
-        wanted = [entry for entry in journal.chains() if entry.up and chain in ("", entry.name)]
-        found = [describe(entry, None, machine) for entry in wanted]
-    finally:
-        machine.close()
-        journal.close()
-    for facts in found:
-        if facts["posture"] == "open":
-            facts["notes"] = ["[C502] no supervisor is running: the gate shuts within 4 seconds"]
-        elif facts["why_closed"]["code"] != "N502":  # Shut by hand stays so in any case.
-            facts["why_closed"] = {
-                "code": "C502",
-                "text": "no supervisor is running, so the gate shut by itself",
-                "hint": f"chainctl up {facts['file']}",
-            }
-    return found
+    return alone.status(settings, chain, why)
+
+
+def _close_alone(settings: Settings, chain: str, why: LookAgain) -> list[Facts]:
+    from chainctl.supervisor import alone
+
+    alone.close(settings, chain)
+    return alone.status(settings, chain, why)
 
 
 def _print_step(step: Facts) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import Any
 
@@ -82,11 +83,12 @@ def logs(chain: str | None, hop: str, limit: int, steps: bool, as_json: bool) ->
 
 
 def _events(settings: Settings, chain: str, limit: int) -> list[dict[str, Any]]:
-    """From the supervisor, or from the journal's file when none runs."""
+    """From the supervisor, or from the journal's file when none answers."""
     wish = {"do": "events", "chain": chain, "limit": limit}
     if client.is_running(settings):
-        answer: list[dict[str, Any]] = printing.request(settings, wish, True)
-        return answer
+        with contextlib.suppress(client.NotAnswering):
+            answer: list[dict[str, Any]] = printing.request(settings, wish, True)
+            return answer
     if not settings.journal_path.exists():
         return []
     from chainctl.store.journal import Journal

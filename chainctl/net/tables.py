@@ -35,14 +35,14 @@ _DOCKER_CHAIN = "ip filter DOCKER-USER"
 
 class Tables:
     def __init__(self, namespaces: Namespaces, memory: Path) -> None:
-        """`memory`: directory for the hashes, gone after a reboot like the tables.
-
-        Nobody else writes there: what was half written there was left by a crash.
-        """
+        """`memory`: directory for the hashes, gone after a reboot like the tables."""
         self._namespaces = namespaces
         self._memory = memory
         ensure_dir(memory, 0o700)
-        for half_written in memory.glob(".*"):
+
+    def take_over(self) -> None:
+        """Nobody else writes from now on: what is half written was left by a crash."""
+        for half_written in self._memory.glob(".*"):
             half_written.unlink()
 
     def write(self, part: NftTable) -> None:

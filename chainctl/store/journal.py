@@ -106,10 +106,12 @@ class Journal:
 
     def chains(self) -> list[Wanted]:
         rows = self._rows("SELECT name, number, file, up, closed FROM chain ORDER BY number")
-        return [Wanted(n, number, Path(f), bool(up), bool(c)) for n, number, f, up, c in rows]
+        return [_wanted(*row) for row in rows]
 
     def chain(self, name: str) -> Wanted | None:
-        return next((chain for chain in self.chains() if chain.name == name), None)
+        what = "SELECT name, number, file, up, closed FROM chain WHERE name = ?"
+        rows = self._rows(what, name)
+        return _wanted(*rows[0]) if rows else None
 
     def want(
         self,
@@ -257,6 +259,10 @@ class Journal:
             self._refused = None
         except MendHost as error:
             self._refused = error
+
+
+def _wanted(name: str, number: int, file: str, up: int, closed: int) -> Wanted:
+    return Wanted(name, number, Path(file), bool(up), bool(closed))
 
 
 def _row(at: float, boot: float, event: Event) -> _Row:

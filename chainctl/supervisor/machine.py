@@ -105,6 +105,10 @@ class Machine:
         self._configs: dict[str, WireGuardConfig] = {}
         self._lock = threading.RLock()
 
+    def take_over(self) -> None:
+        """Called by who alone changes things from now on."""
+        self._tables.take_over()
+
     def close(self) -> None:
         """Everything stays in force; the gates shut when their time is over."""
         with self._lock:

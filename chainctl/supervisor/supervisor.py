@@ -25,6 +25,7 @@ class Supervisor:
     def __init__(self, settings: Settings) -> None:
         self._journal = Journal(settings.journal_path)
         self._machine = Machine(settings)
+        self._machine.take_over()
         self._sniffer = Sniffer(self._machine.namespaces)
         self._ticks = Ticks()
         self._crash = CrashPoints()

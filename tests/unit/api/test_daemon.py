@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from chainctl import PROTOCOL, __version__
 from chainctl.api import client
 from chainctl.daemon import describe_error, sweep_out
 from chainctl.errors import Complaint, LookAgain, MendFile, MendHost, StepFailed
@@ -318,9 +319,11 @@ def test_one_that_goes_away_in_the_middle_is_said(tmp_path: Path) -> None:
 
         def say_little() -> None:
             sock, _ = listening.accept()
-            with sock:
-                sock.recv(4096)
-                sock.sendall(b'{"progress": {"step": "shut", "text": "", "seconds": 0.1}}\n')
+            with sock, sock.makefile("rwb", buffering=0) as stream:
+                stream.readline()
+                stream.write(b'{"done": {"protocol": %d, "version": "x"}}\n' % PROTOCOL)
+                stream.readline()
+                stream.write(b'{"progress": {"step": "shut", "text": "", "seconds": 0.1}}\n')
 
         thread = threading.Thread(target=say_little)
         thread.start()
@@ -330,6 +333,63 @@ def test_one_that_goes_away_in_the_middle_is_said(tmp_path: Path) -> None:
         thread.join(timeout=PATIENCE)
     assert caught.value.code == "C502"
     assert [step["step"] for step in steps] == ["shut"]
+
+
+@pytest.mark.parametrize(
+    ("hello", "version"),
+    [
+        # What a supervisor says that does not know the question.
+        ({"error": {"code": "C506", "message": "unknown", "exit_status": 2}}, "of another version"),
+        ({"done": {"protocol": PROTOCOL + 1, "version": "9.9"}}, "9.9"),
+        ({"done": {"version": "9.9"}}, "9.9"),
+        ({"done": []}, "of another version"),
+    ],
+    ids=["older", "newer", "newest", "odd"],
+)
+def test_one_of_another_version_is_asked_nothing(
+    tmp_path: Path, hello: dict[str, Any], version: str
+) -> None:
+    settings = _settings(tmp_path)
+    settings.run_dir.mkdir()
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(settings.socket_path))
+        listening.listen()
+        asked: list[Any] = []
+
+        def answer() -> None:
+            sock, _ = listening.accept()
+            with sock, sock.makefile("rwb", buffering=0) as stream:
+                while line := stream.readline():
+                    asked.append(json.loads(line))
+                    stream.write(json.dumps(hello).encode() + b"\n")
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        with pytest.raises(LookAgain) as caught:
+            client.ask(settings, {"do": "down", "chains": []}, lambda step: None)
+        thread.join(timeout=PATIENCE)
+    assert caught.value.code == "C509"
+    assert f"is chainctl {version}, this is {__version__}" in caught.value.message
+    assert "chainctl up" in caught.value.hint
+    assert asked == [{"do": "hello"}]
+
+
+@root
+def test_one_that_is_stopped_is_not_waited_for(tmp_path: Path) -> None:
+    """Also when so many commands have asked in vain that the kernel takes no more."""
+    with _serve(_settings(tmp_path)) as running:
+        pid = int(running.settings.pid_path.read_text())
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            for _ in range(10):
+                with pytest.raises(client.NotAnswering) as caught:
+                    client.ask(running.settings, {"do": "names"}, lambda _: None, patience=0.1)
+            assert client.is_running(running.settings, patience=0.1)
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        assert caught.value.code == "C508"
+        assert str(pid) in caught.value.message
+        assert running.ask(do="names") == []
 
 
 # Errors as the socket carries them.

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from chainctl import PROTOCOL
 from chainctl.cli.main import main
 from chainctl.daemon import describe_error
 from chainctl.errors import (
@@ -280,6 +281,9 @@ def _answer(listening: socket.socket, messages: list[Facts]) -> None:
         with sock, sock.makefile("rwb") as stream:
             # The first connection may only look whether anybody listens.
             if stream.readline():
+                stream.write(json.dumps({"done": {"protocol": PROTOCOL}}).encode() + b"\n")
+                stream.flush()
+                stream.readline()
                 for message in messages:
                     stream.write(json.dumps(message).encode() + b"\n")
 
