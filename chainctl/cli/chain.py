@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -80,14 +81,16 @@ def status(chain: str | None, watch: bool, as_json: bool) -> None:
     """Say whether CHAIN is open, and what each hop does."""
     needs_root()
     settings = Settings.load()
-    while True:
-        chains = _status(settings, chain or "")
-        if watch and not as_json:
-            click.clear()
-        report_chains(chains, as_json, exit_by_health=not watch)
-        if not watch:
-            return
-        time.sleep(1)
+    if not watch:
+        report_chains(_status(settings, chain or ""), as_json)
+        return
+    with suppress(KeyboardInterrupt):
+        while True:
+            chains = _status(settings, chain or "")
+            if not as_json:
+                click.clear()
+            report_chains(chains, as_json, exit_by_health=False)
+            time.sleep(1)
 
 
 @click.command()
@@ -283,6 +286,8 @@ def _print_chain(facts: Facts) -> None:
     else:
         why = facts["why_closed"]
         head = [click.style("CLOSED", fg="red", bold=True), why["text"]]
+        if facts["closed_seconds"] is not None:
+            head.append(in_words(facts["closed_seconds"]))
     click.echo(f"{facts['chain']}  {'   '.join(head)}")
     hops = facts["hops"]
     if hops:

@@ -26,12 +26,13 @@ def describe(wanted: Wanted, worker: Worker | None, machine: Machine) -> dict[st
     is_open = open_until > now
     # A gate that an earlier supervisor left open says itself when the last proof was.
     proved_at = state.proved_at or (open_until - GATE_TIMEOUT if is_open else 0.0)
-    chain = state.chain
+    chain, shut = state.chain, state.closed_since
     facts: dict[str, Any] = {
         "chain": wanted.name,
         "file": str(wanted.file),
         "posture": "open" if is_open else "closed",
         "proved_seconds_ago": round(now - proved_at, 3) if proved_at else None,
+        "closed_seconds": None if is_open or not shut else round(now - shut, 1),
         "why_closed": None if is_open else _why(wanted, worker, readings, now),
         "mtu": chain.mtu if chain else None,
         "hops": _hops_now(chain, readings, worker, now) if chain and worker else [],

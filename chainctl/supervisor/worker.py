@@ -486,7 +486,7 @@ class Worker(Rotating):
 
     def _open_gate(self, chain: Chain, progress: Progress) -> None:
         self._let_pass(chain, self._proved_at(chain))
-        self._update(opened_at=clock.boot_seconds(), problem=None)
+        self._update(opened_at=clock.boot_seconds(), closed_since=0.0, problem=None)
         progress("open", "LAN traffic passes through every hop", 0.0)
 
     def _let_pass(self, chain: Chain, proved: float) -> None:
@@ -548,7 +548,7 @@ class Worker(Rotating):
                 self._uplink_fault = ""
             self._let_pass(chain, proved)
             if not was_open:
-                self._update(opened_at=now)
+                self._update(opened_at=now, closed_since=0.0)
                 self._rotations.calm()
                 self._say("gate_opened", "every hop answers again")
         elif self._gate_is_open(chain) and self._failing(chain) is not None:

@@ -84,6 +84,7 @@ def _chain(posture: str = "open", **readings: Reading) -> Facts:
         "file": "/etc/chain.yaml",
         "posture": posture,
         "proved_seconds_ago": 2.0,
+        "closed_seconds": None,
         "why_closed": None,
         "mtu": CHAIN.mtu,
         "hops": _hops(CHAIN, known, _OUTLOOK, lambda hop: _judge(known, hop.number), NOW),
@@ -94,7 +95,7 @@ def _chain(posture: str = "open", **readings: Reading) -> Facts:
 
 def _closed(code: str, text: str, hint: str, **readings: Reading) -> Facts:
     why = {"code": code, "text": text, "hint": hint}
-    return {**_chain("closed", **readings), "why_closed": why}
+    return {**_chain("closed", **readings), "closed_seconds": 14.2, "why_closed": why}
 
 
 def _step(step: str, text: str, seconds: float) -> Facts:
