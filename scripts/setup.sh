@@ -29,6 +29,8 @@ test   command  git               git                     lists the files to che
 test   command  nft               nftables                breaks rules by hand
 test   command  strace            strace                  kills before every system call
 test   command  gcc               gcc                     compiles the break-in attempts
+test   command  openvpn           openvpn                 reads what is written for it
+test   command  openssl           openssl                 makes certificates for it
 test   header   stdio.h           libc6-dev               compiles the break-in attempts
 test   command  dockerd           docker.io               a Docker daemon of the tests' own
 bench  command  nft               nftables                the hand-wired baseline

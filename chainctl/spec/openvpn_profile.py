@@ -8,6 +8,7 @@ written anew from the values (`chainctl.model.openvpn`).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -126,6 +127,9 @@ class _Reader:
         if isinstance(kind, Refused):
             raise RefusedDirective(kind.code, f"{name} {kind.reason}")
         if directive.flaw:
+            if name in HANDLERS:
+                with suppress(ValueError, DroppedDirective):  # That it names a file says more.
+                    HANDLERS[name](self.said, directive)
             raise RefusedDirective(directive.flaw.code, directive.flaw.message)
         if directive.block is not None and name not in BLOCKS:
             raise RefusedDirective("C225", f"{shown(name)} is no inline block")
