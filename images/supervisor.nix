@@ -11,6 +11,7 @@ dockerTools.streamLayeredImage {
   config = {
     Entrypoint = [ (lib.getExe chainctl) ];
     Cmd = [ "serve" ];
+    Env = [ "PATH=${chainctl}/bin" ];
     StopSignal = "SIGTERM";
   };
 }

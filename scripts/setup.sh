@@ -33,6 +33,7 @@ test   command  openvpn           openvpn                 reads what is written 
 test   command  openssl           openssl                 makes certificates for it
 test   header   stdio.h           libc6-dev               compiles the break-in attempts
 test   command  dockerd           docker.io               a Docker daemon of the tests' own
+test   command  openssl           openssl                 makes the authority of the compose lab
 bench  command  nft               nftables                the hand-wired baseline
 bench  command  iperf3            iperf3                  measures throughput
 vm     command  qemu-system-x86_64 qemu-system-x86       boots another kernel

@@ -120,7 +120,8 @@ def _part(package: Package, data: bytes, inside: Tree, paths: set[str]) -> Part:
         source=f"{source} {version.strip('()') or package.version}",
         built_using=tuple(
             f"{name} {version}"
-            for name, version in re.findall(r"(\S+) \(= (\S+)\)", fields.get("Built-Using", ""))
+            for field in ("Built-Using", "Static-Built-Using")
+            for name, version in re.findall(r"(\S+) \(= (\S+)\)", fields.get(field, ""))
         ),
         files=tuple(sorted(path.strip("/") for path in paths & inside.keys())),
         copyright=entry.content,

@@ -36,14 +36,14 @@ class TestDaemon:
         self.home = Path(tempfile.mkdtemp(prefix="chaind-", dir="/tmp"))
         self.socket = self.home / "d.sock"
         self.group = f"/chainctl-test-{self.home.name}"
-        self._netns = netns
+        self.netns = netns
         self._live_restore = live_restore
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         """Returns when it answers."""
         command = [
-            *("nsenter", f"--net={self._netns}", "dockerd"),
+            *("nsenter", f"--net={self.netns}", "dockerd"),
             *("--host", f"unix://{self.socket}", "--pidfile", str(self.home / "d.pid")),
             *("--data-root", str(self.home / "data"), "--exec-root", str(self.home / "exec")),
             *("--config-file", str(self._config()), "--cgroup-parent", self.group),

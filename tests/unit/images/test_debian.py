@@ -71,12 +71,16 @@ def test_each_package_is_named_with_its_source_its_licence_and_what_it_gave() ->
     library = package(
         "libc6",
         {"./lib/x86_64-linux-gnu/libc.so.6": elf()},
-        "Source: glibc (2.41-1)\nBuilt-Using: gcc-14 (= 14.2-1), nothing (>= 1)\n",
+        "Source: glibc (2.41-1)\nBuilt-Using: gcc-14 (= 14.2-1), nothing (>= 1)\n"
+        "Static-Built-Using: golang-1.24 (= 1.24.4-1)\n",
     )
     program = package("wireguard-go", {"./usr/bin/wireguard-go": elf(needed=["libc.so.6"])})
     made = assemble(ImageKind.WIREGUARD, "amd64", [program, library])
     assert [part.source for part in made.parts] == ["wireguard-go 1.0-1", "glibc 2.41-1"]
-    assert [part.built_using for part in made.parts] == [(), ("gcc-14 14.2-1",)]
+    assert [part.built_using for part in made.parts] == [
+        (),
+        ("gcc-14 14.2-1", "golang-1.24 1.24.4-1"),
+    ]
     assert [part.files for part in made.parts] == [
         ("usr/bin/wireguard-go",),
         ("usr/lib/x86_64-linux-gnu/libc.so.6",),
