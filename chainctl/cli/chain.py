@@ -18,6 +18,8 @@ from chainctl.settings import Settings
 Facts = dict[str, Any]
 
 _NOT_HEALTHY = 1
+_PANIC = 3.0
+"""Seconds a supervisor may take to shut a gate; then the command does it."""
 _RECENT = 600
 """Seconds for which a repair is worth a line."""
 
@@ -139,7 +141,8 @@ def _gate(do: str, chain: str | None, as_json: bool) -> None:
         chains = _without_supervisor(settings, wish, as_json)
     else:
         try:
-            chains = request(settings, wish, as_json)
+            patience = _PANIC if do == "close" else client.PATIENCE
+            chains = request(settings, wish, as_json, patience=patience)
         except client.NotAnswering as silent:
             if do != "close":
                 raise
@@ -156,10 +159,13 @@ def only_chain(settings: Settings) -> str:
     raise MendFile("C507", f"say which chain: {', '.join(names)}")
 
 
-def request(settings: Settings, wish: Facts, as_json: bool) -> Any:
+def request(
+    settings: Settings, wish: Facts, as_json: bool, *, patience: float = client.PATIENCE
+) -> Any:
     """Ask the supervisor and print progress; what it refuses is printed and ends the command."""
     try:
-        return client.ask(settings, wish, _silent if as_json else _print_step)
+        progress = _silent if as_json else _print_step
+        return client.ask(settings, wish, progress, patience=patience)
     except client.Reported as error:
         _report_failure(error.facts, as_json)
         raise click.exceptions.Exit(error.exit_status) from None

@@ -158,10 +158,13 @@ class Worker(Rotating):
         self._submit(lambda: self._down(progress))
 
     def close(self) -> None:
-        """Shut the gate before anything else, whatever the worker is doing."""
+        """Shut the gate before anything else, whatever the worker is doing.
+
+        Nor does anybody wait long for it: who opens a gate reads the journal after that.
+        """
         wanted = self._journal.want(self.name, closed=True)
         self._machine.close_gate(self.name, wanted.number)
-        self._submit(self._closed_by_hand)
+        self._submit(self._closed_by_hand, patience=1.0)
 
     def open(self, progress: Progress) -> None:
         self._submit(lambda: self._open_by_hand(progress))
@@ -217,10 +220,10 @@ class Worker(Rotating):
         for hop in chain.hops:
             self._sniffer.prove(self._key(hop), patience=FRESH)
 
-    def _submit(self, act: Callable[[], None]) -> None:
+    def _submit(self, act: Callable[[], None], *, patience: float | None = None) -> None:
         request = _Request(act)
         self._queue.put(request)
-        request.done.wait()
+        request.done.wait(patience)
         if request.error is not None:
             raise request.error
 

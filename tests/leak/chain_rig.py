@@ -199,7 +199,7 @@ class ChainRig:
         the gate was opened after that.
         """
         begun = time.monotonic()
-        (last, _), *_ = self._events()
+        (last, _), *_ = self.events()
 
         def looks_mended() -> bool:
             facts = self.status()
@@ -211,13 +211,13 @@ class ChainRig:
 
         def opened_again() -> bool:
             """What was found wrong is told when it is mended, and before the gate opens."""
-            kinds = [kind for seq, kind in self._events() if seq > last]
+            kinds = [kind for seq, kind in self.events() if seq > last]
             told = [place for place, kind in enumerate(kinds) if kind == "repaired"]
             return "gate_opened" in kinds[: min(told, default=0)]
 
         return looks_mended
 
-    def _events(self) -> list[tuple[int, str]]:
+    def events(self) -> list[tuple[int, str]]:
         """(number, kind) of what the journal has, the newest first."""
         with contextlib.closing(sqlite3.connect(self.lab.home / "state/journal.sqlite")) as journal:
             rows: list[tuple[int, str]] = journal.execute(

@@ -58,6 +58,32 @@ def test_the_gate_shuts_by_itself(chain: ChainRig, oracle: Oracle, number: signa
     assert chain.fingerprint() == before
 
 
+def test_an_answer_that_waited_is_no_proof(chain: ChainRig, oracle: Oracle) -> None:
+    """It is stopped with questions out. They are answered meanwhile, and later ones are not."""
+    chain.watch(oracle, Passing(at_servers=True))
+    pid, server = chain.supervisor, chain.lab.server(2)
+    server.freeze()
+    try:
+        wait_until(lambda: chain.status()["hops"][1]["unanswered"])
+        os.kill(pid, signal.SIGSTOP)
+        server.thaw()
+        # Also for what was asked after the gate was refreshed for the last time.
+        wait_until(lambda: clock.boot_ns() > gate_until(chain) + 3_000_000_000)
+        server.freeze()
+        (last, _), *_ = chain.events()
+        os.kill(pid, signal.SIGCONT)
+        wait_until(lambda: chain.status()["hops"][1]["verdict"] != "ok")
+        assert "gate_opened" not in [kind for seq, kind in chain.events() if seq > last]
+        assert clock.boot_ns() > gate_until(chain)
+        oracle.send(Udp(TARGET_ADDRESS, ECHO), name="not proved")
+    finally:
+        os.kill(pid, signal.SIGCONT)
+        server.thaw()
+    chain.wait_open()
+    oracle.send(Udp(TARGET_ADDRESS, ECHO), expect=Expect.DELIVERED, name="open again")
+    oracle.judge().assert_clean()
+
+
 def gate_until(chain: ChainRig) -> int:
     """Boot time in nanoseconds until which the filter lets clients pass."""
     with chain.maps() as maps:
