@@ -176,11 +176,12 @@ def _remote_cert_eku(said: Said, directive: Directive) -> None:
     said.usage = True
 
 
-def _older_check(said: Said, directive: Directive) -> None:
+def _older_check(_said: Said, directive: Directive) -> None:
+    """Certificates with nothing newer in them exist: beside a name it is not made stricter."""
     if directive.name == "ns-cert-type" and arguments(directive, 1) != ("server",):
         raise ValueError("expected `server`: a hop talks to servers")
-    said.usage = True
-    raise DroppedDirective("N110", "replaced by `remote-cert-tls server`")
+    words = "`remote-cert-tls server` instead, where nothing else checks the server"
+    raise DroppedDirective("N110", words)
 
 
 def _verify_name(said: Said, directive: Directive) -> None:

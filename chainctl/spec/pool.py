@@ -84,11 +84,11 @@ class _Reader:
         return self.profiles[file]
 
     def load_account(self, file: Path, at: PathInFile) -> WireGuardProfile | None:
-        for profile in self.load(file):
-            if isinstance(profile, WireGuardProfile):
-                return profile
-            words = f"{quote(file.name)} is an OpenVPN profile; a list needs one of WireGuard"
-            self.pool.flaws.append((at, words))
+        first = next(iter(self.load(file)), None)
+        if first is None or isinstance(first, WireGuardProfile):
+            return first
+        words = f"{quote(file.name)} is an OpenVPN profile; a list needs one of WireGuard"
+        self.pool.flaws.append((at, words))
         return None
 
     def add_file(self, file: Path) -> None:

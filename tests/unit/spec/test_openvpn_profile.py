@@ -4,6 +4,8 @@ from ipaddress import IPv4Address
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from chainctl.model.openvpn import AEAD, Framing, KeyWrap, OpenVpnConfig, render
 from chainctl.model.parts import TCP, UDP
@@ -259,6 +261,12 @@ def test_without_any_check_of_the_server_one_is_added() -> None:
     assert [notice.code for notice in server(text).notices] == ["N110"]
 
 
+@pytest.mark.parametrize(("more", "usage"), [("", True), ("verify-x509-name x name", False)])
+def test_an_older_check_counts_only_alone(more: str, usage: bool) -> None:
+    text = openvpn_text(check="ns-cert-type server\nremote-cert-ku a0", more=more)
+    assert server(text).profile.check.usage is usage
+
+
 def test_a_login_in_the_file() -> None:
     text = openvpn_text(login="<auth-user-pass>\nme\nse cret\n</auth-user-pass>")
     credentials = server(text).profile.credentials
@@ -304,3 +312,31 @@ def test_no_key_that_lost_its_block_is_shown() -> None:
 
 def test_what_is_offered_by_default() -> None:
     assert server(openvpn_text()).profile.ciphers == AEAD
+
+
+_LINES = st.lists(
+    st.sampled_from(
+        [
+            *("comp-lzo no", "compress", "compress lz4", "fragment 1400", "tun-mtu 1300"),
+            *("auth SHA256", "tls-version-min 1.3", "tls-groups X25519", "reneg-sec 3600"),
+            *("verify-x509-name 'a \"b\"' name", "verify-x509-name 'x\\y'", "cipher AES-256-GCM"),
+            *("data-ciphers AES-128-GCM:BF-CBC", "data-ciphers-fallback AES-128-GCM"),
+            *("tls-cert-profile preferred", "tls-cipher TLS-DHE-RSA-WITH-AES-256-GCM-SHA384"),
+            *(f"<tls-auth>\n{static_key()}</tls-auth>", f"<tls-crypt>\n{static_key()}</tls-crypt>"),
+            *("key-direction 0", "peer-fingerprint " + ":".join(["0a"] * 32), IDENTITY, "verb 9"),
+        ]
+    ),
+    unique=True,
+)
+
+
+@given(_LINES)
+def test_any_profile_is_a_fixpoint(lines: list[str]) -> None:
+    reading = read(openvpn_text(more="\n".join(lines)))
+    for first in reading.servers:
+        written = _render(first)
+        (again,) = servers(
+            f"client\nremote 192.0.2.10 1194 udp4\n{written[written.index('data-ciphers ') :]}"
+        )
+        assert again.profile == first.profile
+        assert _render(again) == written
