@@ -47,10 +47,14 @@ def check(ctx: click.Context, files: tuple[Path, ...], as_json: bool) -> None:
 
 
 def _print(found: Explanation) -> None:
-    kinds = {"wireguard": "WireGuard", "openvpn": "OpenVPN"}
-    kind = f"{kinds[found.kind]} profile, " if found.kind else ""
+    kinds = {
+        "wireguard": "WireGuard profile, ",
+        "openvpn": "OpenVPN profile, ",
+        "login": "username and password, ",
+        "": "",
+    }
     verdict = "usable" if found.usable else click.style("REFUSED", fg="red")
-    click.echo(f"{click.format_filename(found.file)}: {kind}{verdict}")
+    click.echo(f"{click.format_filename(found.file)}: {kinds[found.kind]}{verdict}")
     width = max((len(remark.word) for remark in found.remarks), default=0)
     for remark in found.remarks:
         click.echo(f"{remark.place.line:5}  {remark.word:<{width}}  {_said(remark)}".rstrip())

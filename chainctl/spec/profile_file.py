@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
 from chainctl.errors import Complaint, MendFile
-from chainctl.spec.logins import load_login, login_file, with_login
+from chainctl.spec.logins import is_login_file, load_login, login_file, with_login
 from chainctl.spec.model import ServerProfile
 from chainctl.spec.openvpn_profile import load_openvpn_profile, read_openvpn
 from chainctl.spec.remarks import Remark, Verdict
@@ -55,7 +56,7 @@ class Explanation:
 
     file: Path
     kind: str
-    """`wireguard`, `openvpn`; "" when the file cannot be read."""
+    """`wireguard`, `openvpn`, `login`; "" when the file cannot be read."""
     remarks: tuple[Remark, ...]
     servers: tuple[ServerProfile, ...]
     """Empty when anything is refused."""
@@ -63,7 +64,7 @@ class Explanation:
 
     @property
     def usable(self) -> bool:
-        return bool(self.servers)
+        return not self.complaints
 
     @property
     def complaints(self) -> list[Complaint]:
@@ -81,10 +82,22 @@ def explain(path: Path) -> Explanation:
     except UnreadableFile as error:
         remark = Remark(Place(1, 1), "", Verdict.REFUSED, "C201", str(error))
         return Explanation(path, "", (remark,), ())
+    if is_login_file(path):
+        return Explanation(path, "login", tuple(_explain_login(path)), ())
     if is_openvpn(path, content):
         return _explain_openvpn(path, content)
     profile, remarks = read_wireguard(content, path)
     return Explanation(path, "wireguard", remarks, (profile,) if profile else ())
+
+
+def _explain_login(path: Path) -> Iterator[Remark]:
+    try:
+        load_login(path)
+    except MendFile as error:
+        yield Remark(Place(1, 1), "", Verdict.REFUSED, error.code, error.message)
+        return
+    for line, word in enumerate(("username", "password"), start=1):
+        yield Remark(Place(line, 1), word, Verdict.USED, "", "")
 
 
 def _explain_openvpn(path: Path, content: bytes) -> Explanation:

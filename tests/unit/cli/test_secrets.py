@@ -108,6 +108,15 @@ def test_where_the_login_is(folder: Path, login: str, expected: str) -> None:
     assert "sesame" not in check("a.ovpn").output
 
 
+@pytest.mark.parametrize(("text", "status"), [("me\nsesame\n", 0), ("me\n", 2)])
+def test_a_login_beside_profiles(folder: Path, text: str, status: int) -> None:
+    (folder / "auth.txt").write_text(text)
+    done = check("auth.txt")
+    assert done.exit_code == status
+    assert done.output.startswith("auth.txt: username and password, ")
+    assert "sesame" not in done.output
+
+
 @pytest.fixture
 def _no_hanging() -> Iterator[None]:
     signal.alarm(60)
