@@ -104,6 +104,7 @@ class Machine:
         self._chains: dict[str, Chain] = {}
         self._configs: dict[str, WireGuardConfig] = {}
         self._lock = threading.RLock()
+        """Never taken in work for another namespace: its holders wait for the thread of that."""
 
     def take_over(self) -> None:
         """Called by who alone changes things from now on."""
@@ -455,6 +456,7 @@ class Machine:
             place = self._docker.anchor(part.name, pause.digest, pause.entrypoint)
             settings = FORWARDING if part.forwarding else {}
             self.namespaces.adopt(part.name, place, settings)
+            self._links.remove(Up(part.name, "lo"))
         else:
             self._links.make(part)
 
@@ -572,6 +574,7 @@ class Machine:
         return index
 
     def _in_panel(self, work: Callable[[], T]) -> T:
+        """`work` runs on another thread, so it may want no lock that somebody holds who waits."""
         return self.namespaces.call(PANEL, work)
 
 
