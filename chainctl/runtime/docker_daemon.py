@@ -8,6 +8,7 @@ is needed to know what runs, see `chainctl.runtime.docker`.
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -85,8 +86,19 @@ class Daemon:
 
     def remove(self, container: str) -> None:
         """By id or name, whatever it does; nothing happens when there is none."""
+        deadline = time.monotonic() + PATIENCE
         with self._asking() as api, contextlib.suppress(NotFound):
-            api.remove_container(container, force=True, v=True)
+            while True:
+                try:
+                    api.remove_container(container, force=True, v=True)
+                    return
+                except NotFound:
+                    raise
+                except APIError as error:
+                    # Somebody else is removing it, which is as good once it is done.
+                    if error.status_code != 409 or time.monotonic() > deadline:
+                        raise
+                    time.sleep(0.05)
 
     def labelled(self, label: str) -> list[str]:
         """Names of all containers, running or not, that have this label (`key=value`)."""

@@ -124,6 +124,10 @@ def _repairs(want: Sequence[Part], have: Sequence[Part], shared: Collection[Key]
         if part.key not in shared
         and (part.key not in wanted or _must_be_replaced(part, wanted[part.key]))
     }
+    # A namespace that is replaced may live on for a moment, and its links with it.
+    doomed |= {
+        part.key for part in have if isinstance(part, Leg) and _goes_with(part, ports) & doomed
+    }
     doomed |= _orphaned_clients(have, doomed)
     removed = [part for part in have if part.key in doomed]
     # What goes with its namespace or link needs no step, unless it lets traffic pass.

@@ -101,6 +101,10 @@ class TestDaemon:
         with self.api() as api:
             return [one["Names"][0].lstrip("/") for one in api.containers(all=True)]
 
+    @property
+    def answers(self) -> bool:
+        return self._process is not None and self._process.poll() is None and self._answers()
+
     def log(self) -> str:
         return (self.home / "log").read_text()[-3000:]
 
