@@ -99,7 +99,8 @@ def _show(lab: Lab) -> None:
 def _show_wires(lab: Lab) -> None:
     """Captures in the namespaces of the servers and of the site, never of the chain."""
     marker = secrets.token_bytes(16)
-    servers = list(lab.servers)[:3]
+    by_name = {server.plan.label: server for server in lab.servers}
+    servers = [by_name[name] for name in _servers(lab).values()]
     places = [*(server.plan.name for server in servers), "target"]
     with _taps(lab, places, marker) as taps:
         argv = [sys.executable, "-I", "-c", _SEND, marker.hex(), str(_MARKED), str(TARGET.ip)]
@@ -154,9 +155,14 @@ def _chainctl(lab: Lab, *words: str, allowed: tuple[int, ...] = (0,)) -> None:
 
 
 def _server_of(lab: Lab, hop: str) -> str:
+    return _servers(lab)[hop]
+
+
+def _servers(lab: Lab) -> dict[str, str]:
+    """By hop, guard first, who serves it."""
     argv = [sys.executable, "-m", "chainctl", "status", "--json"]
     (chain,) = json.loads(lab.run("host", argv, timeout=30).stdout)["chains"]
-    return next(str(entry["server"]) for entry in chain["hops"] if entry["hop"] == hop)
+    return {str(entry["hop"]): str(entry["server"]) for entry in chain["hops"]}
 
 
 def _wait_until(reached: Callable[[], bool], what: str) -> None:

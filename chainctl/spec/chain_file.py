@@ -286,6 +286,7 @@ def _hop(hop: Hop, pool: Pool, at: PathInFile, per_hour: int, complaints: _Compl
         standby=hop.standby,
         sessions=hop.sessions,
         notices=tuple(notices),
+        listed=pool.listed,
     )
 
 

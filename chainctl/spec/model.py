@@ -149,6 +149,8 @@ class HopSpec:
     """Tunnels the account allows at a time; 0: any number. 1: remove before make."""
     notices: tuple[Notice, ...] = field(default=(), compare=False)
     """About the pool as a whole."""
+    listed: bool = False
+    """Its servers are named one by one: their order counts where chance would decide."""
     asns: AsnTable = field(default=NO_TABLE, compare=False, repr=False)
     """Where labels name no autonomous system."""
 

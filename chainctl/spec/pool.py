@@ -30,6 +30,8 @@ class Pool:
     """About accounts: once, not with each of their servers."""
     flaws: list[tuple[PathInFile, str]] = field(default_factory=list)
     """Of the chain file: where below `servers`, taken as a list, and what is wrong."""
+    listed: bool = False
+    """Every server was named by itself, so that their order is somebody's choice."""
     complaints: list[Complaint] = field(default_factory=list)
     """Of profiles and lists."""
 
@@ -40,7 +42,11 @@ class Pool:
 
 def load_pool(sources: Iterable[Source], folder: Path) -> Pool:
     """Read all servers that `sources`, relative to `folder`, name. A file counts once."""
+    sources = tuple(sources)
     reader = _Reader(folder)
+    reader.pool.listed = all(
+        isinstance(source, str) and not glob.has_magic(source) for source in sources
+    )
     for number, source in enumerate(sources):
         if isinstance(source, Account):
             reader.add_account(source, number)

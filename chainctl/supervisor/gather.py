@@ -23,6 +23,7 @@ from chainctl.spec.pins import resolve_endpoints
 from chainctl.store.journal import Journal
 from chainctl.supervisor.machine import Machine
 from chainctl.supervisor.resolve import Facts
+from chainctl.supervisor.rotation import Rotations
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,7 @@ def gather(file: Path, machine: Machine, journal: Journal) -> Gathered:
             image=machine.image().digest,
             forwarded_before=_forwarded_before(spec, network, machine, journal),
             runtime=spec.runtime or _runtime(spec.name, machine, journal),
+            guards=Rotations(spec.name, journal).first_guards(spec, names),
             path_mtus=journal.recall(spec.name, "path_mtus", {}),
         ),
     )

@@ -138,6 +138,17 @@ class GuardBudgetSpent:
         )
 
 
+class AsListed(random.Random):
+    """Dice for `choose_guards` where a person has put the servers into an order."""
+
+    def __init__(self, pool: Sequence[Candidate]) -> None:
+        super().__init__()
+        self._place = {candidate.address: place for place, candidate in enumerate(pool)}
+
+    def sample(self, population: Any, k: int, *, counts: Any = None) -> list[Any]:
+        return sorted(population, key=lambda address: self._place[address])[:k]
+
+
 @dataclass(frozen=True)
 class Guards:
     """`order` is what to try, in this order; `spent` tells why there is no more of it."""

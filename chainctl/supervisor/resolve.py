@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address
 from typing import Any
@@ -23,6 +23,7 @@ from chainctl.model.chain import (
     source_port,
 )
 from chainctl.model.facts import Known, NetworkFacts
+from chainctl.model.independence import Independence
 from chainctl.model.parts import LanMode, RuntimeKind
 from chainctl.model.selection import HopSelection
 from chainctl.model.wireguard import WireGuardConfig
@@ -47,6 +48,8 @@ class Facts:
     """Digest of the image clients run from."""
     forwarded_before: bool
     runtime: RuntimeKind = RuntimeKind.EMBEDDED
+    guards: tuple[IPv4Address, ...] = ()
+    """Whom to use as guard, in this order, while none was chosen; empty: as the file has them."""
     path_mtus: Mapping[str, int] = field(default_factory=dict)
     """`Chain.path` -> bytes, as measured; on other paths the interface's own MTU counts."""
 
@@ -62,7 +65,7 @@ def resolve(spec: ChainSpec, facts: Facts) -> Chain:
             hint=f"take a larger network for wires: each chain needs {LEGS_PER_CHAIN} addresses",
         )
     uplink = _uplink(spec, facts)
-    selection = settle(spec, facts.selection, facts.names)
+    selection = settle(spec, facts.selection, facts.names, facts.guards)
     hops = tuple(
         _hop(facts, number, hop, selection[hop.name])
         for number, hop in enumerate(spec.hops, start=1)
@@ -109,13 +112,17 @@ def with_path_mtu(chain: Chain, path_mtu: int) -> Chain:
 
 
 def settle(
-    spec: ChainSpec, selection: Mapping[str, HopSelection], names: Mapping[str, IPv4Address]
+    spec: ChainSpec,
+    selection: Mapping[str, HopSelection],
+    names: Mapping[str, IPv4Address],
+    guards: Sequence[IPv4Address] = (),
 ) -> dict[str, HopSelection]:
-    """The selection as far as pools and rules still allow it, filled up in the file's order.
+    """The selection as far as pools and rules still allow it, filled up with the first of
+    `guards` that leaves servers for all hops, preferred servers, and in the file's order.
 
     Raises ChangeServer C403 with the first rule that cannot be met.
     """
-    pools = [candidates(hop, names) for hop in spec.hops]
+    pools = [_preferred_first(hop, candidates(hop, names)) for hop in spec.hops]
     earlier = [selection.get(hop.name, HopSelection()) for hop in spec.hops]
     kept = {
         number: candidate
@@ -123,9 +130,7 @@ def settle(
         for candidate in pool
         if candidate.server == chosen.server
     }
-    path = choose_path(
-        pools, kept=kept, rules=spec.independent, strikes={}, now=0.0, dice=_FileOrder()
-    )
+    path = _choose(pools, kept, guards, spec.independent)
     if isinstance(path, NoPath):
         raise ChangeServer(
             "C403",
@@ -147,6 +152,33 @@ def settle(
             servers[chosen.spare] = left[0].server
         settled[hop.name] = HopSelection(chosen.active, servers)
     return settled
+
+
+def _choose(
+    pools: Sequence[tuple[Candidate, ...]],
+    kept: Mapping[int, Candidate],
+    guards: Sequence[IPv4Address],
+    rules: Independence,
+) -> tuple[Candidate, ...] | NoPath:
+    def among(first: tuple[Candidate, ...]) -> tuple[Candidate, ...] | NoPath:
+        return choose_path(
+            [first, *pools[1:]], kept=kept, rules=rules, strikes={}, now=0.0, dice=_FileOrder()
+        )
+
+    there = {candidate.address: candidate for candidate in pools[0]}
+    order = tuple(there[address] for address in guards if address in there)
+    if 0 in kept or not order:
+        return among(pools[0])
+    # The guard is the hop that is to change least, so the others fit themselves to it.
+    for guard in order:
+        path = among((guard,))
+        if not isinstance(path, NoPath):
+            return path
+    return among(order)
+
+
+def _preferred_first(hop: HopSpec, pool: tuple[Candidate, ...]) -> tuple[Candidate, ...]:
+    return tuple(sorted(pool, key=lambda candidate: candidate.server != hop.prefer))
 
 
 class _FileOrder(random.Random):

@@ -26,7 +26,16 @@ from chainctl.supervisor.choose import (
     admissible,
     rank_servers,
 )
-from chainctl.supervisor.guards import GuardState, choose_guards, confirmed, failed, retired, tried
+from chainctl.supervisor.guards import (
+    AsListed,
+    Guards,
+    GuardState,
+    choose_guards,
+    confirmed,
+    failed,
+    retired,
+    tried,
+)
 from chainctl.supervisor.resolve import candidates
 from chainctl.supervisor.schedule import Quiet, due, may_rotate, next_rotation, pause
 
@@ -106,19 +115,35 @@ class Rotations:
         now: float,
     ) -> Options:
         """Of the kept sample; drawn from the whole pool, whatever is allowed at the moment."""
+        guards = self._sample(spec, pool, now)
+        order = tuple(candidate for candidate in guards.order if candidate in allowed)
+        if guards.spent is not None:
+            return Options(order, guards.spent.detail)
+        return Options(order, "" if order else "no other server of its pool may be tried now")
+
+    def first_guards(
+        self, spec: ChainSpec, names: Mapping[str, IPv4Address]
+    ) -> tuple[IPv4Address, ...]:
+        """Whom a chain may use that has no guard at the moment, in this order: those it had
+        before, else those it draws now. Others only while the budget is not spent.
+        """
+        pool = candidates(spec.hops[0], names)
+        guards = self._sample(spec, pool, clock.wall_seconds())
+        order = tuple(candidate.address for candidate in guards.order)
+        others = (each.address for each in pool if each.address not in order)
+        return order if guards.spent else (*order, *others)
+
+    def _sample(self, spec: ChainSpec, pool: tuple[Candidate, ...], now: float) -> Guards:
         guards, state = choose_guards(
             self._guards(),
             pool,
             budget=spec.rotation.guard_budget,
             prefer=self._preferred(spec.hops[0], pool),
             now=now,
-            dice=self._dice,
+            dice=AsListed(pool) if spec.hops[0].listed else self._dice,
         )
         self._keep_guards(state)
-        order = tuple(candidate for candidate in guards.order if candidate in allowed)
-        if guards.spent is not None:
-            return Options(order, guards.spent.detail)
-        return Options(order, "" if order else "no other server of its pool may be tried now")
+        return guards
 
     def calm(self) -> None:
         """Every hop answers again: the next fault is acted on at once."""

@@ -306,6 +306,7 @@ class Worker(Rotating):
     ) -> None:
         chain = resolve(gathered.spec, gathered.facts)
         self._gathered = self._settle(gathered, chain)
+        self._rotations.will_try(chain.hops[0], chain.hops[0].tunnel.endpoint)
         names = {name: str(address) for name, address in gathered.facts.names.items()}
         self._journal.remember(self.name, "names", names)
         self._journal.remember(self.name, "forwarded_before", chain.uplink.forwarded_before)

@@ -112,3 +112,19 @@ def test_servers_of_unknown_countries_are_left_out_with_a_word(folder: Path) -> 
         f"[N107] {folder}/chain.yaml:4:46 servers are left out: the country of `somewhere` is "
         "not known; a line `# country = ch` in a profile says it"
     ]
+
+
+@pytest.mark.parametrize(
+    ("servers", "listed"),
+    [
+        ("./nl-ams-01.conf", True),
+        ("[./nl-ams-01.conf, ./account.conf]", True),
+        ("./nl-*.conf", False),
+        ("[./account.conf, ./nl-*.conf]", False),
+        (SERVERS, False),
+    ],
+)
+def test_an_order_is_somebodys_choice_where_each_server_is_named(
+    folder: Path, servers: str, listed: bool
+) -> None:
+    assert _spec(folder, servers).hops[0].listed is listed

@@ -74,6 +74,27 @@ def test_what_was_chosen_stays(spec: ChainSpec) -> None:
     }
 
 
+def test_the_first_guard_that_leaves_servers_for_the_others_is_used(spec: ChainSpec) -> None:
+    def guard(*order: int, pool: int = 3) -> str:
+        guards = [IPv4Address(f"192.0.2.{number}") for number in order]
+        small = _with_pools(spec, spec.hops[0].pool, spec.hops[1].pool[:pool])
+        return settle(small, {}, {}, guards)["hop1"].server
+
+    assert guard(2, 1, 3) == "server2"
+    assert guard(9, 3) == "server3", "one that is not in the pool is passed over"
+    assert guard(1, 3, 2, pool=1) == "server3", "the other hop has nothing but server1"
+    with pytest.raises(ChangeServer):
+        guard(1, pool=1)
+    earlier = {"hop1": HopSelection(servers={Slot.A: "server3"})}
+    assert settle(spec, earlier, {}, [IPv4Address("192.0.2.2")])["hop1"].server == "server3"
+
+
+def test_what_is_preferred_is_used_first(spec: ChainSpec) -> None:
+    wish = replace(spec, hops=(spec.hops[0], replace(spec.hops[1], prefer="server3")))
+    assert _chosen(wish) == {"hop1": "server1", "hop2": "server3"}
+    assert _chosen(wish, {"hop2": "server2"})["hop2"] == "server2"
+
+
 def test_what_is_gone_is_passed_over(spec: ChainSpec) -> None:
     earlier = {"hop1": "server9", "hop9": "server1", "hop2": "server1"}
     assert _chosen(spec, earlier) == {"hop1": "server2", "hop2": "server1"}

@@ -197,3 +197,41 @@ def _spec(*pools: tuple[ServerProfile, ...]) -> ChainSpec:
         hops=tuple(HopSpec(f"hop{n}", pool, line=1) for n, pool in enumerate(pools, 1)),
         file=Path("chain.yaml"),
     )
+
+
+def test_the_first_guard_is_drawn_once_and_kept(spec: ChainSpec, tmp_path: Path) -> None:
+    firsts = set()
+    for number in range(40):
+        journal = Journal(tmp_path / f"journal{number}.sqlite")
+        order = Rotations("home", journal).first_guards(spec, {})
+        assert set(order) == {server(each) for each in (1, 2, 3, 4)}
+        assert Rotations("home", journal).first_guards(spec, {}) == order
+        firsts.add(order[0])
+        journal.close()
+    assert len(firsts) == 4, "one of four never came first: 1 in 25 000 by chance"
+
+
+def test_servers_named_one_by_one_are_used_in_that_order(spec: ChainSpec, journal: Journal) -> None:
+    pool = tuple(reversed(spec.hops[0].pool))
+    listed = replace(spec, hops=(replace(spec.hops[0], pool=pool, listed=True), spec.hops[1]))
+    order = Rotations("home", journal).first_guards(listed, {})
+    assert order == tuple(server(each) for each in (4, 3, 2, 1))
+
+
+def test_a_guard_that_served_before_is_used_again(spec: ChainSpec, journal: Journal) -> None:
+    rotations = Rotations("home", journal)
+    rotations.carries(chain_with(spec, 3, 1).hops[0], spec.hops[0])
+    assert rotations.first_guards(spec, {})[0] == server(3)
+
+
+def test_no_other_guards_are_offered_once_the_budget_is_spent(
+    spec: ChainSpec, journal: Journal
+) -> None:
+    few = replace(spec, rotation=replace(spec.rotation, guard_budget=2))
+    rotations = Rotations("home", journal)
+    drawn = rotations.first_guards(few, {})[:2]
+    assert len(rotations.first_guards(few, {})) == 4
+    for number in (1, 2, 3, 4):
+        if server(number) in drawn:
+            rotations.will_try(chain_with(spec, number, number % 4 + 1).hops[0], server(number))
+    assert rotations.first_guards(few, {}) == drawn

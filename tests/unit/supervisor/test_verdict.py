@@ -133,6 +133,31 @@ def test_a_silence_has_a_class_and_a_sentence(fault: str, known: Evidence, words
 def test_silences_that_are_just_beginning_are_not_one_way() -> None:
     fresh = receiving(silent(NOW - RECEIVES + 0.1))
     assert judge_silent(evidence(fresh)).fault is Fault.DEAD
+    assert judge_silent(evidence(receiving(silent(NOW - RECEIVES)))).fault is Fault.ONE_WAY
+
+
+def test_what_a_server_sends_has_to_be_more_than_what_was_on_its_way() -> None:
+    def fault(arrived: int, unanswered: int) -> Fault:
+        reading = replace(OLD, unanswered=unanswered, passage=Passage(outer_received=arrived))
+        return judge_silent(evidence(reading)).fault
+
+    assert fault(20, 20) is Fault.PAYLOAD
+    assert fault(19, 20) is Fault.DEAD
+    assert fault(3, 1) is Fault.PAYLOAD
+    assert fault(2, 1) is Fault.DEAD
+    assert fault(0, 0) is Fault.DEAD
+
+
+def test_only_a_handshake_after_the_silence_began_says_something() -> None:
+    def judged(age: float | None, says: bool = True) -> str:
+        known = evidence(OLD, handshake_age=age, says_handshakes=says)
+        return judge_silent(known).text
+
+    assert judged(9.9).startswith("shakes hands but")
+    assert not judged(10.0).startswith("shakes hands")
+    assert "never shook hands" in judged(None)
+    assert "never shook hands" not in judged(None, says=False)
+    assert "never shook hands" not in judged(60.0)
 
 
 def test_what_answers_can_be_lossy_or_slow_or_fine() -> None:
@@ -146,6 +171,14 @@ def test_what_answers_can_be_lossy_or_slow_or_fine() -> None:
     assert judge(Behaviour(0.03, 0.01, 0.35, 0.03)) is None, "some 19 % each way"
     assert judge(Behaviour(0.03, 0.01, 0.35, 0.03), 0.1) is Fault.LOSSY
     assert judge(Behaviour(0.9, 0.01, 0.0, 0.03)) is Fault.SLOW
+    assert judge(Behaviour(0.03, 0.01, 0.36, 0.03)) is None, "as much as is allowed is allowed"
+    slow = judge_answering(evidence(replace(answering(), behaviour=Behaviour(0.9, 0.0, 0, 0.03))))
+    assert slow is not None
+    assert slow.text == "answers take 900 ms instead of 30 ms"
+    poor = replace(answering(), behaviour=Behaviour(0.03, 0.0, 0.75, 0.03))
+    lost = judge_answering(evidence(poor, loss_allowed=0.2))
+    assert lost is not None
+    assert lost.text == "loses 50 % of its packets each way"
     lossy = judge_answering(evidence(replace(answering(), behaviour=Behaviour(0.03, 0, 0.75))))
     assert lossy is None, "nothing is said of loss where any is allowed"
 
