@@ -55,7 +55,15 @@ _EACH = {
     "arp_ignore": "2",
     "arp_announce": "2",
 }
+# A VPN client over TCP comes back from the same port: what is left of the connection before
+# must not hold it. The defaults are up to minutes.
+_TCP = {
+    "net/ipv4/tcp_orphan_retries": "1",
+    "net/ipv4/tcp_fin_timeout": "1",
+    "net/ipv4/tcp_tw_reuse": "1",
+}
 SETTINGS: Mapping[str, str] = {
+    **_TCP,
     **dict.fromkeys(_FORWARDING, "0"),
     **{f"net/ipv6/conf/{which}/disable_ipv6": "1" for which in ("all", "default")},
     **{

@@ -9,8 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from typing import TypeAlias
 
-from chainctl.model.parts import UDP, LanMode, NsName, PortName, RuntimeKind
+from chainctl.model.openvpn import OpenVpnConfig
+from chainctl.model.parts import TCP, UDP, LanMode, NsName, PortName, RuntimeKind
 from chainctl.model.wireguard import WireGuardConfig
 
 MAX_HOPS = 14
@@ -19,20 +21,31 @@ MAX_CHAINS = 2048
 LEGS_PER_CHAIN = 32
 WIREGUARD_OVERHEAD = 60
 """Bytes: IPv4 20, UDP 8, WireGuard header 16, Poly1305 tag 16 (WireGuard paper, section 5.4.6)."""
+OPENVPN_UDP_OVERHEAD = 56
+"""Bytes: IPv4 20, UDP 8, opcode and peer id 4, packet id 8, tag 16. Packet ids have 4 bytes before
+2.7's epoch keys (openvpn-rfc, section "Data channel packet format").
+"""
+OPENVPN_TCP_OVERHEAD = 82
+"""Bytes: IPv4 20, TCP 20, its timestamps 12, length 2, then as over UDP."""
 MINIMUM_MTU = 576
 """Bytes every IPv4 host must accept (RFC 791)."""
 
 _FIRST_UID = 7_000_000
+_FIRST_OPENVPN_UID = 7_100_000
 _FIRST_SOURCE_PORT = 20_000
 _SOURCE_PORTS = 12_000
 """Below Linux' ephemeral range (32768), so that no socket of the host takes one by chance."""
 
 
+VpnConfig: TypeAlias = WireGuardConfig | OpenVpnConfig
+
+
 class Engine(Enum):
-    """What encrypts for WireGuard: the kernel's own device, or wireguard-go in a container."""
+    """What encrypts: the kernel's own WireGuard device, or a client in a container."""
 
     KERNEL = "kernel"
     USERSPACE = "wireguard-go"
+    OPENVPN = "openvpn"
 
 
 class Slot(Enum):
@@ -57,15 +70,28 @@ class Tunnel:
 
     server: str
     slot: Slot
-    address: IPv4Address
-    """The client's address inside the tunnel, as the provider gave it."""
+    address: IPv4Address | None
+    """The client's address inside the tunnel, as the provider gave it; None: its server has yet
+    to say it, and until then nothing is forwarded."""
     resolver: IPv4Address | None
-    config: WireGuardConfig
+    config: VpnConfig
     engine: Engine
     image: str
     mtu_limit: int | None = None
     """What the profile says at most, in bytes."""
-    protocol: int = UDP
+
+    @property
+    def protocol(self) -> int:
+        """UDP or TCP, as the outside sees it."""
+        return self.config.protocol if isinstance(self.config, OpenVpnConfig) else UDP
+
+    @property
+    def overhead(self) -> int:
+        """Bytes that the tunnel adds to each packet."""
+        if not isinstance(self.config, OpenVpnConfig):
+            return WIREGUARD_OVERHEAD
+        bare = OPENVPN_TCP_OVERHEAD if self.protocol == TCP else OPENVPN_UDP_OVERHEAD
+        return bare + self.config.profile.framing_overhead
 
     @property
     def endpoint(self) -> IPv4Address:
@@ -188,8 +214,13 @@ class Chain:
         return self._leg(2 * hop.number + 1)
 
     def uid(self, hop: Hop, slot: Slot) -> int:
-        """One uid per slot: a compromised client must not hold its own replacement's TUN."""
-        return _FIRST_UID + self._serial(hop, slot)
+        """One uid per slot: a compromised client must not hold its own replacement's TUN.
+
+        Another engine has another, and with it a TUN of its own: a device keeps the offloads
+        that wireguard-go asked for, and openvpn would send packets without their checksums.
+        """
+        openvpn = any(each.slot is slot and each.engine is Engine.OPENVPN for each in hop.tunnels)
+        return (_FIRST_OPENVPN_UID if openvpn else _FIRST_UID) + self._serial(hop, slot)
 
     def source_port(self, hop: Hop, slot: Slot) -> int:
         return source_port(self.number, hop.number, slot)
@@ -205,8 +236,15 @@ class Chain:
         mtu = self.path_mtu
         for outer in self.hops[: hop.number]:
             current = tunnel if outer.number == hop.number else outer.tunnel
-            mtu = min(mtu - WIREGUARD_OVERHEAD, current.mtu_limit or mtu)
+            mtu = min(mtu - current.overhead, current.mtu_limit or mtu)
         return mtu
+
+    def outer_mtu(self, hop: Hop) -> int:
+        """Bytes of a packet that the hop's own clients can send to their servers."""
+        if hop.number == 1:
+            return self.path_mtu
+        outer = self.hops[hop.number - 2]
+        return self.tunnel_mtu(outer, outer.tunnel)
 
     @property
     def path(self) -> str:

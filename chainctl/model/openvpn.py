@@ -155,8 +155,6 @@ class OpenVpnProfile:
     tun_mtu: int = 1500
     reneg: int | None = None
     """Seconds until new keys; 0: only the server asks for them; None: the client's default."""
-    exit_notice: bool = False
-    """Say goodbye over UDP, so that the server frees the session at once."""
 
     def __post_init__(self) -> None:
         if not self.ca and not self.check.fingerprints:
@@ -218,11 +216,18 @@ def _frame(config: OpenVpnConfig, link: str, local: IPv4Address, management: str
     yield from (f'pull-filter accept "{word}"' for word in _PUSHED)
     yield 'pull-filter ignore ""'
     yield f"management {management} unix"
+    yield f"tmp-dir {management.rpartition('/')[0] or '/'}"
     # It waits for release before every attempt: no restart of its own hides a dead server.
     yield from ("management-hold", "management-query-passwords", "auth-retry nointeract")
-    yield from ("auth-nocache", "persist-key", "resolv-retry 0", "connect-retry 1 1")
+    # The login stays in its memory: new keys, every hour, must not need anybody who answers.
+    yield from ("persist-key", "resolv-retry 0", "connect-retry 1 1")
     yield from ("connect-timeout 10", "tls-timeout 1", "hand-window 30")
-    yield from ("ping 10", "ping-restart 0", "mssfix 0", "suppress-timestamps", "verb 3")
+    yield from ("ping 10", "ping-restart 0", "mssfix 0", "disable-dco")
+    if udp:
+        # Else the server keeps the session, and lets nobody begin another from the same port.
+        yield "explicit-exit-notify 1"
+    # Muted, because each question on the management socket is logged.
+    yield from ("suppress-timestamps", "verb 3", "mute 8")
 
 
 _PUSHED = (
@@ -245,8 +250,6 @@ def _provider(config: OpenVpnConfig) -> Iterator[str]:
         yield f"fragment {profile.fragment}"
     if profile.reneg is not None:
         yield f"reneg-sec {profile.reneg}"
-    if profile.exit_notice and config.protocol == UDP:
-        yield "explicit-exit-notify 1"
     if profile.login:
         yield "auth-user-pass"
     yield from _tls(profile.tls)

@@ -25,6 +25,9 @@ PANEL = NsName("panel")
 UDP = 17
 TCP = 6
 
+NOBODY = IPv4Address(0)
+"""An address that no packet of ours ever has."""
+
 
 class RuntimeKind(Enum):
     """What runs VPN clients."""
@@ -170,6 +173,8 @@ class Route:
     link: str | None = None
     source: IPv4Address | None = None
     metric: int = 0
+    mtu: int | None = None
+    """Bytes; less than the link's, for what TCP tells the other side."""
 
     @property
     def key(self) -> Key:
@@ -284,7 +289,7 @@ class PortFilter:
 
 @dataclass(frozen=True)
 class TunFilter:
-    """On the way into the tunnel nothing but packets from `address` passes."""
+    """On the way into the tunnel nothing but packets from `address` passes; NOBODY: nothing."""
 
     ns: NsName
     link: str

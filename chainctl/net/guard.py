@@ -53,13 +53,13 @@ def render_hop(chain: Chain, hop: Hop) -> str:
     for flow in inner.tunnels:
         there = _flow(flow, leg, chain.source_port(inner, flow.slot))
         prerouting.append(f'iifname "in0" {there} meta mark set {mark} accept')
-    for tunnel in hop.tunnels:
+    for tunnel, own in _addressed(hop):
         link = tunnel.slot.link
         for flow in inner.tunnels:
             port = chain.source_port(inner, flow.slot)
-            back = _answer(flow, tunnel.address, port)
+            back = _answer(flow, own, port)
             late = (
-                f"ip saddr {flow.endpoint} ip daddr {tunnel.address}"
+                f"ip saddr {flow.endpoint} ip daddr {own}"
                 f" ip protocol {_protocol(flow)} {_LATER_FRAGMENT}"
             )
             prerouting += [
@@ -71,8 +71,8 @@ def render_hop(chain: Chain, hop: Hop) -> str:
                 f'iifname "{link}" oifname "in0" ip saddr {flow.endpoint} ip daddr {leg}'
                 f" ip protocol {_protocol(flow)} accept",
             ]
-        prerouting.append(f'iifname "{link}" ip daddr {tunnel.address} {_PROBE_ANSWERS} accept')
-        postrouting.append(f'oifname "{link}" ip saddr {leg} ip saddr set {tunnel.address}')
+        prerouting.append(f'iifname "{link}" ip daddr {own} {_PROBE_ANSWERS} accept')
+        postrouting.append(f'oifname "{link}" ip saddr {leg} ip saddr set {own}')
     return _table(
         # Before defragmentation, which would be switched on by conntrack elsewhere.
         _chain("prerouting", "filter", "prerouting", -450, prerouting),
@@ -103,11 +103,9 @@ def render_exit(chain: Chain) -> str:
     output = [f"{rule} notrack" for rule in _outer_departures(chain, hop)]
     forward, masquerade = [], []
     forward += _refused_destinations(chain, 'iifname "in0"')
-    for tunnel in hop.tunnels:
+    for tunnel, own in _addressed(hop):
         link = tunnel.slot.link
-        prerouting.append(
-            f'iifname "{link}" ip daddr {tunnel.address} ct zone set {tunnel.slot.table} accept'
-        )
+        prerouting.append(f'iifname "{link}" ip daddr {own} ct zone set {tunnel.slot.table} accept')
         output.append(f'oifname "{link}" ct zone set {tunnel.slot.table}')
         forward += [
             f'iifname "in0" oifname "{link}" {_CLAMP}',
@@ -146,9 +144,9 @@ def render_gateway(chain: Chain) -> str:
             f'iifname "{link}" ip saddr != {clients} drop',
             f'iifname "{link}" ip daddr {chain.wires} drop',
             *(
-                f'iifname "{link}" ip daddr {tunnel.address} ip daddr != {address} drop'
+                f'iifname "{link}" ip daddr {own} ip daddr != {address} drop'
                 for hop in chain.hops
-                for tunnel in hop.tunnels
+                for _, own in _addressed(hop)
             ),
             f'iifname "{link}" pkttype host ip saddr != {address} accept',
             f'iifname "up0" ip daddr {clients} accept',
@@ -284,8 +282,8 @@ def _hop_input(chain: Chain, hop: Hop) -> list[str]:
     return [
         *(f"{match} accept" for match in _outer_matches(chain, hop)),
         *(
-            f'iifname "{tunnel.slot.link}" ip daddr {tunnel.address} {_PROBE_ANSWERS} accept'
-            for tunnel in hop.tunnels
+            f'iifname "{tunnel.slot.link}" ip daddr {own} {_PROBE_ANSWERS} accept'
+            for tunnel, own in _addressed(hop)
         ),
     ]
 
@@ -298,15 +296,24 @@ def _hop_output(chain: Chain, hop: Hop) -> list[str]:
         # The kernel's own WireGuard socket has no owner to ask for.
         owner = (
             f" meta skuid {chain.uid(hop, tunnel.slot)}"
-            if tunnel.engine is Engine.USERSPACE
+            if tunnel.engine is not Engine.KERNEL
             else ""
         )
         rules.append(f"{match}{owner} accept")
-        rules.append(
-            f'oifname "{tunnel.slot.link}" ip saddr {tunnel.address}'
-            f" icmp type echo-request meta skuid != {{ {clients} }} accept"
-        )
+        if tunnel.protocol == TCP:
+            # The kernel itself ends connections, on behalf of nobody. No data can be in these.
+            rules.append(f"{match} tcp flags & (syn | psh) == 0x0 ip length < 80 accept")
+        if tunnel.address is not None:
+            rules.append(
+                f'oifname "{tunnel.slot.link}" ip saddr {tunnel.address}'
+                f" icmp type echo-request meta skuid != {{ {clients} }} accept"
+            )
     return rules
+
+
+def _addressed(hop: Hop) -> list[tuple[Tunnel, IPv4Address]]:
+    """The tunnels that can carry something: those that know their own address."""
+    return [(tunnel, tunnel.address) for tunnel in hop.tunnels if tunnel.address is not None]
 
 
 def _protocol(tunnel: Tunnel) -> str:

@@ -13,7 +13,9 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from chainctl.model.chain import Chain, Engine, Hop, Tunnel
 from chainctl.model.parts import (
     HOST,
+    NOBODY,
     PANEL,
+    TCP,
     Address,
     Client,
     ClientPolicy,
@@ -165,7 +167,7 @@ def _tunnel_devices(chain: Chain) -> Iterator[Part]:
                 yield KernelWireGuard(ns, link, mtu)
             else:
                 yield Tun(ns, link, chain.uid(hop, tunnel.slot), mtu)
-            yield TunFilter(ns, link, tunnel.address)
+            yield TunFilter(ns, link, tunnel.address or NOBODY)
 
 
 def _addresses(chain: Chain) -> Iterator[Part]:
@@ -175,7 +177,8 @@ def _addresses(chain: Chain) -> Iterator[Part]:
         yield _address(ns, "out0", chain.out_leg(hop))
         yield _address(ns, "in0", chain.in_leg(hop))
         for tunnel in hop.tunnels:
-            yield _address(ns, tunnel.slot.link, tunnel.address)
+            if tunnel.address is not None:
+                yield _address(ns, tunnel.slot.link, tunnel.address)
     yield _address(chain.gateway, "up0", chain.gateway_leg)
 
 
@@ -223,6 +226,8 @@ def _routes_by_link(chain: Chain) -> Iterator[Part]:
                 IPv4Network(tunnel.endpoint),
                 "out0",
                 source=chain.out_leg(hop),
+                # A TCP tunnel's segments have to fit, since nobody on the way may say they do not.
+                mtu=chain.outer_mtu(hop) if tunnel.protocol == TCP else None,
             )
             yield Route(ns, tunnel.slot.table, ANYWHERE, tunnel.slot.link)
         if hop is chain.exit:
@@ -246,7 +251,7 @@ def _clients(chain: Chain) -> Iterator[Part]:
         for tunnel in hop.tunnels:
             name = chain.client_name(hop, tunnel.slot)
             ns, link = chain.namespace(hop), tunnel.slot.link
-            if tunnel.engine is Engine.USERSPACE:
+            if tunnel.engine is not Engine.KERNEL:
                 uid = chain.uid(hop, tunnel.slot)
                 yield Client(name, ns, link, uid, tunnel.image, chain.runtime)
             yield TunnelConfig(name, ns, link, tunnel.config.digest)

@@ -87,6 +87,7 @@ class RouteSeen:
     metric: int
     oddity: str = ""
     kernels: bool = False
+    mtu: int | None = None
 
 
 @dataclass(frozen=True)
@@ -186,6 +187,8 @@ def put_route(route: IPRoute, what: RouteSeen, *, replace: bool = False) -> None
         message["attrs"].append(("RTA_OIF", what.index))
     if what.source is not None:
         message["attrs"].append(("RTA_PREFSRC", str(what.source)))
+    if what.mtu is not None:
+        message["attrs"].append(("RTA_METRICS", {"attrs": [("RTAX_MTU", what.mtu)]}))
     _ask(route, message, _NEWROUTE, _CREATE | (_REPLACE if replace else _EXCL))
 
 
@@ -338,7 +341,7 @@ def _link_seen(message: Any) -> LinkSeen:
     )
 
 
-_ROUTE_EXTRAS = ("RTA_GATEWAY", "RTA_VIA", "RTA_MULTIPATH", "RTA_ENCAP", "RTA_METRICS")
+_ROUTE_EXTRAS = ("RTA_GATEWAY", "RTA_VIA", "RTA_MULTIPATH", "RTA_ENCAP")
 _RULE_EXTRAS = (
     "FRA_SRC",
     "FRA_DST",
@@ -361,6 +364,9 @@ def _route_seen(message: Any) -> RouteSeen:
     index = message.get_attr("RTA_OIF")
     source = message.get_attr("RTA_PREFSRC")
     oddities = [name for name in _ROUTE_EXTRAS if message.get_attr(name) is not None]
+    metrics = dict((message.get_attr("RTA_METRICS") or {"attrs": ()})["attrs"])
+    mtu = metrics.pop("RTAX_MTU", None)
+    oddities += sorted(metrics)
     if (message["type"], index is None) not in ((_UNICAST, False), (_UNREACHABLE, True)):
         oddities.append(f"type {message['type']}")
     if message["tos"]:
@@ -373,6 +379,7 @@ def _route_seen(message: Any) -> RouteSeen:
         metric=message.get_attr("RTA_PRIORITY") or 0,
         oddity=", ".join(oddities),
         kernels=message["proto"] == _PROTO_KERNEL,
+        mtu=mtu,
     )
 
 

@@ -10,7 +10,7 @@ into being in the order of the layout, policy before connectivity.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias, assert_never
 
 from chainctl.model.parts import (
@@ -192,7 +192,9 @@ def _must_be_replaced(old: Part, new: Part) -> bool:
             return old.uid != new.uid
         case Namespace(), Namespace():
             return old.runtime is not new.runtime
-        case ((LanLeg() | Address() | Up() | Route() | Rule() | Client() | ForeignLink()), _):
+        case Route(), Route():
+            return replace(old, mtu=new.mtu) != new
+        case ((LanLeg() | Address() | Up() | Rule() | Client() | ForeignLink()), _):
             return True
         case _:
             return False

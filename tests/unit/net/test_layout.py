@@ -9,10 +9,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chainctl.model.chain import MAX_CHAINS, WIREGUARD_OVERHEAD, Chain, Engine
+from chainctl.model.chain import (
+    MAX_CHAINS,
+    OPENVPN_TCP_OVERHEAD,
+    OPENVPN_UDP_OVERHEAD,
+    Chain,
+    Engine,
+)
 from chainctl.model.parts import (
     HOST,
+    NOBODY,
     PANEL,
+    TCP,
+    UDP,
     Address,
     Client,
     FarEnd,
@@ -60,14 +69,14 @@ def _line(part: Part) -> str:
     return f"{type(part).__name__} {values}"
 
 
-@given(chain=chains())
+@given(chain=chains(told=None))
 def test_each_part_has_a_key_of_its_own(chain: Chain) -> None:
     parts = layout(chain)
     assert len({part.key for part in parts}) == len(parts)
     assert not any(isinstance(part, ForeignLink) for part in parts)
 
 
-@given(chain=chains())
+@given(chain=chains(told=None))
 def test_names_of_links_are_short_enough(chain: Chain) -> None:
     for part in layout(chain):
         for name in (getattr(part, "link", None), getattr(part, "port", None)):
@@ -117,7 +126,7 @@ def _host_links(them: list[Chain]) -> list[str]:
     return [chain.host_link for chain in them]
 
 
-@given(chain=chains())
+@given(chain=chains(told=None))
 def test_each_tuple_has_its_reverse_at_the_other_end(chain: Chain) -> None:
     parts = layout(chain)
     far = {part.port: part.far for part in parts if isinstance(part, FarEnd)}
@@ -132,7 +141,7 @@ def test_each_tuple_has_its_reverse_at_the_other_end(chain: Chain) -> None:
         assert (far[wire.port], *there, wire.source, wire.source_port) in reverses
 
 
-@given(chain=chains())
+@given(chain=chains(told=None))
 def test_wires_join_two_ports(chain: Chain) -> None:
     parts = layout(chain)
     far = {part.port: part.far for part in parts if isinstance(part, FarEnd)}
@@ -148,25 +157,26 @@ def test_wires_join_two_ports(chain: Chain) -> None:
     assert gated == {chain.gateway_port, chain.in_port(chain.exit)}
 
 
-@given(chain=chains())
+@given(chain=chains(told=None))
 def test_mtus_shrink_by_what_each_hop_adds(chain: Chain) -> None:
     mtus = {part.ns: part.mtu for part in layout(chain) if isinstance(part, Tun | KernelWireGuard)}
     outside_in = [chain.path_mtu, *(mtus[chain.namespace(hop)] for hop in chain.hops)]
-    assert all(outer - inner == WIREGUARD_OVERHEAD for outer, inner in pairwise(outside_in))
+    taken = [outer - inner for outer, inner in pairwise(outside_in)]
+    assert taken == [hop.tunnel.overhead for hop in chain.hops]
     (gateway,) = [part for part in layout(chain) if isinstance(part, Leg) and part.link == "up0"]
     assert gateway.mtu == chain.mtu == outside_in[-1]
 
 
-@given(chain=chains())
+@given(chain=chains(told=None))
 def test_a_kernel_device_needs_no_process(chain: Chain) -> None:
     parts = layout(chain)
     clients = sum(isinstance(part, Client) for part in parts)
-    tunnels = sum(len(hop.tunnels) for hop in chain.hops)
-    assert clients == (tunnels if chain.hops[0].tunnel.engine is Engine.USERSPACE else 0)
-    assert sum(isinstance(part, TunnelConfig) for part in parts) == tunnels
+    tunnels = [tunnel for hop in chain.hops for tunnel in hop.tunnels]
+    assert clients == sum(tunnel.engine is not Engine.KERNEL for tunnel in tunnels)
+    assert len(tunnels) == sum(isinstance(part, TunnelConfig) for part in parts)
 
 
-@given(chain=chains())
+@given(chain=chains(told=None))
 def test_policy_comes_before_connectivity(chain: Chain) -> None:
     parts = layout(chain)
     at = {part.key: number for number, part in enumerate(parts)}
@@ -215,3 +225,29 @@ def test_policy_comes_before_connectivity(chain: Chain) -> None:
                 assert all(n < number for n, p in enumerate(parts) if isinstance(p, before))
             case _:
                 pass
+
+
+@given(chain=chains(told=None))
+def test_a_tunnel_without_an_address_lets_nothing_in(chain: Chain) -> None:
+    parts = layout(chain)
+    filters = {(part.ns, part.link): part.address for part in parts if isinstance(part, TunFilter)}
+    held = {(part.ns, part.link) for part in parts if isinstance(part, Address)}
+    for hop in chain.hops:
+        for tunnel in hop.tunnels:
+            device = chain.namespace(hop), tunnel.slot.link
+            assert filters[device] == (tunnel.address or NOBODY)
+            assert (device in held) == (tunnel.address is not None)
+
+
+def test_segments_of_a_tcp_tunnel_fit_into_the_tunnel_outside_it() -> None:
+    chain = make_chain(3, vias=(TCP, UDP, TCP), path_mtu=1492)
+    mtus = {
+        part.ns: part.mtu
+        for part in layout(chain)
+        if isinstance(part, Route) and part.to.prefixlen == 32 and part.link == "out0"
+    }
+    assert mtus == {
+        "home.hop1": 1492,
+        "home.hop2": None,
+        "home.hop3": 1492 - OPENVPN_TCP_OVERHEAD - OPENVPN_UDP_OVERHEAD,
+    }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from collections.abc import Sequence
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
 from hypothesis import strategies as st
@@ -20,12 +21,14 @@ from chainctl.model.chain import (
     Uplink,
     source_port,
 )
-from chainctl.model.parts import LanMode
+from chainctl.model.openvpn import OpenVpnConfig, OpenVpnProfile, ServerCheck
+from chainctl.model.parts import TCP, UDP, LanMode
 from chainctl.model.secret import Secret
 from chainctl.model.wireguard import WireGuardConfig
 
 WIRES = IPv4Network("198.19.0.0/16")
 IMAGE = "sha256:0f0e0d"
+OPENVPN_IMAGE = "sha256:0c0b0a"
 _NAMES = ("guard", "middle", "third", "fourth")
 
 
@@ -49,8 +52,15 @@ def make_tunnel(
     slot: Slot = Slot.A,
     engine: Engine = Engine.USERSPACE,
     mtu_limit: int | None = None,
+    via: int | None = None,
+    told: bool = True,
 ) -> Tunnel:
-    """A tunnel to the `server`-th server of the hop's pool; each gives another address."""
+    """A tunnel to the `server`-th server of the hop's pool; each gives another address.
+
+    `via`: OpenVPN over UDP or TCP, and then `told` says whether its address is known.
+    """
+    if via is not None:
+        return _openvpn_tunnel(number, hop_number, server, slot, via, told)
     config = WireGuardConfig(
         private_key=Secret(key(f"private {hop_number} {server}")),
         listen_port=source_port(number, hop_number, slot),
@@ -71,6 +81,26 @@ def make_tunnel(
     )
 
 
+def _openvpn_tunnel(
+    number: int, hop_number: int, server: int, slot: Slot, via: int, told: bool
+) -> Tunnel:
+    return Tunnel(
+        server=f"server-{hop_number}-{server}",
+        slot=slot,
+        address=IPv4Address("10.65.0.0") + 256 * hop_number + server if told else None,
+        resolver=IPv4Address("10.65.0.1") if told else None,
+        config=OpenVpnConfig(
+            endpoint=server_address(hop_number, server),
+            endpoint_port=1194 if via == UDP else 443,
+            protocol=via,
+            source_port=source_port(number, hop_number, slot),
+            profile=OpenVpnProfile(ca=(b"authority",), check=ServerCheck(), login=True),
+        ),
+        engine=Engine.OPENVPN,
+        image=OPENVPN_IMAGE,
+    )
+
+
 def make_chain(
     hops: int = 3,
     *,
@@ -86,9 +116,14 @@ def make_chain(
     uplink_mtu: int = 1500,
     path_mtu: int | None = None,
     both_slots: bool = False,
+    vias: Sequence[int | None] = (),
+    told: bool = True,
     wires: IPv4Network = WIRES,
 ) -> Chain:
-    """`servers`: which server each hop uses (default: its first), guard first."""
+    """`servers`: which server each hop uses (default: its first), guard first. `vias`: how, as
+    for `make_tunnel` (default: by WireGuard).
+    """
+    ways = [*vias, *[None] * hops]
     slots = (Slot.A, Slot.B) if both_slots else (Slot.A,)
     chosen = [*servers, *[1] * hops][:hops]
     return Chain(
@@ -107,6 +142,8 @@ def make_chain(
                         server=server + 10 * (slot is Slot.B),
                         slot=slot,
                         engine=engine,
+                        via=ways[hop_number - 1],
+                        told=told,
                     )
                     for slot in slots
                 ),
@@ -120,14 +157,18 @@ def make_chain(
     )
 
 
-def chains(max_hops: int = MAX_HOPS, *, number: int | None = None) -> st.SearchStrategy[Chain]:
-    """Any chain of up to `max_hops` hops."""
+def chains(
+    max_hops: int = MAX_HOPS, *, number: int | None = None, told: bool | None = True
+) -> st.SearchStrategy[Chain]:
+    """Any chain of up to `max_hops` hops; `told` None: its addresses are known or not."""
     return st.builds(
         make_chain,
         hops=st.integers(1, max_hops),
         number=st.integers(0, MAX_CHAINS - 1) if number is None else st.just(number),
         servers=st.lists(st.integers(1, 3), max_size=max_hops).map(tuple),
-        engine=st.sampled_from(Engine),
+        engine=st.sampled_from((Engine.KERNEL, Engine.USERSPACE)),
+        vias=st.lists(st.sampled_from((None, UDP, TCP)), max_size=max_hops),
+        told=st.booleans() if told is None else st.just(told),
         lan=st.sampled_from(("192.168.10.254/24", "192.168.10.253/24", "172.20.0.1/16")),
         lan_mode=st.sampled_from(LanMode),
         forwarded_before=st.booleans(),

@@ -271,7 +271,7 @@ def _all_proved(world: World, steps: Sequence[Step]) -> bool:
 
 def _with_process(chain: Chain) -> list[Hop]:
     """Only a client in a process is an attacker whose packets are followed."""
-    return [hop for hop in chain.hops if hop.tunnel.engine is Engine.USERSPACE]
+    return [hop for hop in chain.hops if hop.tunnel.engine is not Engine.KERNEL]
 
 
 def _next_place(chain: Chain, hop: Hop) -> Arrival:
