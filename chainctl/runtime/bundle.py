@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from chainctl.model.secret import Secret
+
 MEMORY_LIMIT = 256 * 2**20
 """wireguard-go reaches 105 MB with GOMEMLIMIT=128MiB, and 273 MB without."""
 PIDS_LIMIT = 64
@@ -57,6 +59,15 @@ class ClientSpec:
     control_socket: str
     seccomp: str
     """Name of the profile among the files that come with chainctl."""
+    kind: str = "wireguard"
+    config: Secret | None = None
+    """What it reads from the file `CONFIG_FILE` beside its control socket while it starts. The
+    file is there for no longer than that."""
+    config_digest: str = ""
+    """Stands for `config` where a value may be seen; another one is another client."""
+
+
+CONFIG_FILE = "config"
 
 
 def wireguard_client(
@@ -76,6 +87,42 @@ def wireguard_client(
         control_socket=f"{link}.sock",
         seccomp="seccomp-wireguard.json",
     )
+
+
+def openvpn_client(
+    name: str,
+    *,
+    netns: Path,
+    link: str,
+    uid: int,
+    image: str,
+    root: Path,
+    program: str,
+    config: Secret,
+    config_digest: str,
+) -> ClientSpec:
+    """openvpn on a TUN that was made for it, waiting on its management socket."""
+    return ClientSpec(
+        name=name,
+        netns=netns,
+        link=link,
+        uid=uid,
+        image=image,
+        root=root,
+        # Named here as well, so that a list of processes says which tunnel is which.
+        argv=(program, "--config", f"{OPENVPN_DIR}/{CONFIG_FILE}", "--dev", link),
+        env=(),
+        control_dir=OPENVPN_DIR,
+        control_socket=OPENVPN_SOCKET,
+        seccomp="seccomp-openvpn.json",
+        kind="openvpn",
+        config=config,
+        config_digest=config_digest,
+    )
+
+
+OPENVPN_DIR = "/run/openvpn"
+OPENVPN_SOCKET = "management.sock"
 
 
 def render_config(
@@ -106,6 +153,8 @@ def render_config(
         "annotations": {
             "chainctl.link": spec.link,
             "chainctl.image": spec.image,
+            "chainctl.kind": spec.kind,
+            "chainctl.config": spec.config_digest,
         },
     }
     return json.dumps(config, indent=1) + "\n"

@@ -32,7 +32,13 @@ from chainctl.host.files import data_path, write_atomic
 from chainctl.runtime.bundle import MEMORY_LIMIT, PIDS_LIMIT, ClientSpec
 from chainctl.runtime.container import Archive, ContainerSpec
 from chainctl.runtime.locks import locked
-from chainctl.runtime.mounts import make_devices, mount_small, unmount
+from chainctl.runtime.mounts import (
+    forget_config,
+    make_devices,
+    mount_small,
+    place_config,
+    unmount,
+)
 from chainctl.runtime.runtime import (
     PATIENCE,
     Running,
@@ -64,6 +70,9 @@ class _Made:
     """Digest of everything Docker was asked for."""
     link: str
     image: str
+    kind: str = ""
+    config: str = ""
+    """Both as `Running` has them."""
 
     @property
     def lives(self) -> bool:
@@ -105,17 +114,20 @@ class DockerClients:
             running = self._running(spec.name)
             made = self._made(self._client(spec.name))
             if running and made and self._is_as_wanted(spec, wanted, made, running):
+                forget_config(self.control_dir(spec.name))  # Of a start that was cut short.
                 return running.pid
             self._clean(self._client(spec.name))
             self._prepare(spec)
             try:
-                self._run(self._client(spec.name), wanted, spec.image, spec.link)
-                return wait_until_it_answers(
+                self._run(self._client(spec.name), wanted, spec.image, spec)
+                pid = wait_until_it_answers(
                     spec.name,
                     partial(self._running, spec.name),
                     self.control_socket(spec),
                     partial(self.read_log, spec.name),
                 )
+                forget_config(self.control_dir(spec.name))
+                return pid
             except BaseException:
                 with contextlib.suppress(ChainctlError):
                     self._clean(self._client(spec.name))
@@ -138,7 +150,10 @@ class DockerClients:
         return watch(partial(self._running, name))
 
     def control_socket(self, spec: ClientSpec) -> Path:
-        return self._client(spec.name) / "fs/control" / spec.control_socket
+        return self.control_dir(spec.name) / spec.control_socket
+
+    def control_dir(self, name: str) -> Path:
+        return self._client(name) / "fs/control"
 
     def read_log(self, name: str) -> str:
         try:
@@ -185,7 +200,9 @@ class DockerClients:
 
     # Containers of both kinds.
 
-    def _run(self, place: Path, wanted: ContainerSpec, image: str, link: str = "") -> None:
+    def _run(
+        self, place: Path, wanted: ContainerSpec, image: str, client: ClientSpec | None = None
+    ) -> None:
         daemon = self.daemon
         container = daemon.create(wanted)
         try:
@@ -204,7 +221,9 @@ class DockerClients:
                 f" see it: {daemon.log(container).strip()}",
                 hint="chainctl and Docker have to run on the same machine, not inside containers",
             )
-        made = _Made(container, pid, started, _digest(wanted), link, image)
+        about = (client.kind, client.config_digest) if client else ("", "")
+        link = client.link if client else ""
+        made = _Made(container, pid, started, _digest(wanted), link, image, *about)
         write_atomic(place / "made.json", json.dumps(asdict(made)).encode(), 0o600)
 
     def _client_container(self, spec: ClientSpec, anchor: str) -> ContainerSpec:
@@ -216,7 +235,8 @@ class DockerClients:
             env=spec.env,
             uid=spec.uid,
             network=f"container:{anchor}",
-            labels=self._labels(spec.netns.name) | {"chainctl.slot": spec.link},
+            labels=self._labels(spec.netns.name)
+            | {"chainctl.slot": spec.link, "chainctl.config": spec.config_digest},
             memory=MEMORY_LIMIT,
             pids=PIDS_LIMIT,
             seccomp=data_path(spec.seccomp).read_text(),
@@ -268,6 +288,7 @@ class DockerClients:
         make_devices(fs / "dev", spec.uid)
         (fs / "control").chmod(0o700)
         os.chown(fs / "control", spec.uid, spec.uid)
+        place_config(fs / "control", spec)
 
     def _running(self, name: str) -> Running | None:
         return self._process(self._client(name))
@@ -283,6 +304,8 @@ class DockerClients:
                 uid=Path(f"/proc/{made.pid}").stat().st_uid,
                 link=made.link,
                 image=made.image,
+                kind=made.kind,
+                config=made.config,
             )
         # It has just ended.
         except OSError:

@@ -9,7 +9,7 @@ import stat
 from pathlib import Path
 
 from chainctl.errors import MendHost
-from chainctl.runtime.bundle import DEVICES
+from chainctl.runtime.bundle import CONFIG_FILE, DEVICES, ClientSpec
 
 SIZE = 2**20
 """Bytes for all of it. A client that fills it gets ENOSPC, and wireguard-go lives on."""
@@ -58,6 +58,20 @@ def make_devices(folder: Path, uid: int) -> None:
     tun = folder / "net/tun"
     tun.chmod(0o600)
     os.chown(tun, uid, uid)
+
+
+def place_config(folder: Path, spec: ClientSpec) -> None:
+    """The client's configuration, if it reads one, where only it and root can read it."""
+    if spec.config is not None:
+        file = folder / CONFIG_FILE
+        file.touch(mode=0o440)
+        os.chown(file, 0, spec.uid)
+        file.write_text(spec.config.reveal())
+
+
+def forget_config(folder: Path) -> None:
+    """The client has read it, and keeps in memory what it needs."""
+    (folder / CONFIG_FILE).unlink(missing_ok=True)
 
 
 def _mount(target: Path, options: str) -> int:

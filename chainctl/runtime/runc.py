@@ -28,7 +28,13 @@ from chainctl.host.files import data_path
 from chainctl.runtime import cgroups
 from chainctl.runtime.bundle import ClientSpec, render_config
 from chainctl.runtime.locks import locked
-from chainctl.runtime.mounts import make_devices, mount_small, unmount
+from chainctl.runtime.mounts import (
+    forget_config,
+    make_devices,
+    mount_small,
+    place_config,
+    unmount,
+)
 from chainctl.runtime.runtime import (
     PATIENCE,
     Running,
@@ -59,17 +65,20 @@ class Clients:
         with self._only_one(spec.name):
             running = self._running(spec.name)
             if running and self._is_as_wanted(spec, config, running):
+                forget_config(self.control_dir(spec.name))  # Of a start that was cut short.
                 return running.pid
             self._clean(spec.name)
             self._prepare(spec, config)
             try:
                 self._run(spec)
-                return wait_until_it_answers(
+                pid = wait_until_it_answers(
                     spec.name,
                     lambda: self._running(spec.name),
                     self.control_socket(spec),
                     lambda: self.read_log(spec.name),
                 )
+                forget_config(self.control_dir(spec.name))
+                return pid
             except BaseException:
                 self._clean(spec.name)
                 raise
@@ -96,7 +105,10 @@ class Clients:
         return watch(lambda: self._running(name))
 
     def control_socket(self, spec: ClientSpec) -> Path:
-        return self._fs(spec.name) / "control" / spec.control_socket
+        return self.control_dir(spec.name) / spec.control_socket
+
+    def control_dir(self, name: str) -> Path:
+        return self._fs(name) / "control"
 
     def read_log(self, name: str) -> str:
         try:
@@ -141,6 +153,7 @@ class Clients:
         (fs / "control").chmod(0o700)
         os.chown(fs / "control", spec.uid, spec.uid)
         (fs / "config.json").write_text(config)
+        place_config(fs / "control", spec)
 
     def _run(self, spec: ClientSpec) -> None:
         fs = self._fs(spec.name)
@@ -194,6 +207,8 @@ class Clients:
                 uid=Path(f"/proc/{pid}").stat().st_uid,
                 link=config["annotations"]["chainctl.link"],
                 image=config["annotations"]["chainctl.image"],
+                kind=config["annotations"]["chainctl.kind"],
+                config=config["annotations"]["chainctl.config"],
             )
         # A file that is missing or half written, or a process that has just ended.
         except (OSError, ValueError, KeyError):

@@ -31,6 +31,9 @@ class Running:
     uid: int
     link: str
     image: str
+    kind: str = "wireguard"
+    config: str = ""
+    """Digest of what it was told at its start; empty when it is told by its control socket."""
 
 
 class Runtime(Protocol):
@@ -59,6 +62,9 @@ class Runtime(Protocol):
         """A pidfd that becomes readable when the client ends; the caller closes it."""
 
     def control_socket(self, spec: ClientSpec) -> Path: ...
+
+    def control_dir(self, name: str) -> Path:
+        """Where the client's control socket lies, as this machine sees it."""
 
     def read_log(self, name: str) -> str:
         """The last lines the client printed; empty when there is no such client."""

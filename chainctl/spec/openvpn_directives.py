@@ -74,9 +74,9 @@ def _port(said: Said, directive: Directive) -> None:
     said.entry = replace(said.entry, port=port)
 
 
-def _exit_notice(said: Said, directive: Directive) -> None:
+def _exit_notice(_said: Said, directive: Directive) -> None:
+    """Done in any case."""
     arguments(directive, 0, 1)
-    said.entry = replace(said.entry, exit_notice=True)
 
 
 def _fragment(said: Said, directive: Directive) -> None:

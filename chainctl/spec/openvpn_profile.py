@@ -289,7 +289,6 @@ class _Reader:
             fragment=entry.fragment,
             tun_mtu=entry.tun_mtu,
             reneg=said.reneg,
-            exit_notice=entry.exit_notice,
         )
 
     def notices(self) -> list[Notice]:

@@ -42,7 +42,6 @@ class Entry:
     direction: int | None = None
     fragment: int = 0
     tun_mtu: int = 1500
-    exit_notice: bool = False
 
 
 @dataclass(frozen=True)

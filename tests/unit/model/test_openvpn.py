@@ -42,7 +42,6 @@ MANY = OpenVpnProfile(
     fragment=1300,
     tun_mtu=1400,
     reneg=0,
-    exit_notice=True,
 )
 CONFIG = OpenVpnConfig(IPv4Address("198.51.100.7"), 1194, UDP, 20064, PLAIN)
 LOCAL = IPv4Address("198.19.0.3")

@@ -73,7 +73,6 @@ def test_values() -> None:
     assert (profile.check.name, profile.check.name_kind) == ('C=CH, CN=a "b"', "subject")
     assert profile.ciphers == ("CHACHA20-POLY1305", "AES-128-GCM")
     assert (profile.auth, profile.framing, profile.fragment) == ("SHA512", Framing.LZO_NO, 1300)
-    assert (profile.login, profile.reneg, profile.exit_notice) == (True, 0, True)
     assert profile.tls.minimum == "1.3"
 
 

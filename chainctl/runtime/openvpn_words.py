@@ -1,0 +1,165 @@
+"""What openvpn says on its management socket, as values. Pure.
+
+The form is that of OpenVPN's doc/management-notes.txt; the texts that tell why there is no
+tunnel are those of 2.6 and 2.7 (src/openvpn: ssl.c, ssl_verify.c, push.c, socket.c, forward.c).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from ipaddress import AddressValueError, IPv4Address
+
+from chainctl.model.fault import Fault, Said
+from chainctl.model.pushed import PushReply, parse_push
+
+_PUSH = "PUSH: Received control message: '"
+_NEW_ATTEMPT = re.compile(r"SIG\w+\[(soft|hard)")
+
+
+@dataclass(frozen=True)
+class State:
+    """The answer to `state`."""
+
+    name: str = ""
+    """`CONNECTED`, `WAIT`, `RECONNECTING` … as openvpn calls it."""
+    since: float = 0.0
+    """Seconds since 1970."""
+    why: str = ""
+    """Of `RECONNECTING` and `EXITING`: one word."""
+    address: IPv4Address | None = None
+    """What the server gave the client; while connected only."""
+
+
+@dataclass(frozen=True)
+class Account:
+    """What the log tells of the newest attempt to connect that told anything."""
+
+    push: PushReply | None = None
+    said: Said | None = None
+    """Why there was no tunnel, last time."""
+    said_at: float = 0.0
+    """Seconds since 1970."""
+
+
+def parse_state(line: str) -> State:
+    """`time,name,detail,local IP,…`; anything else is a state without a name."""
+    time, *fields = line.split(",")
+    if not time.isdigit() or len(fields) < 3:
+        return State()
+    name, why, local = fields[:3]
+    try:
+        address = IPv4Address(local) if name == "CONNECTED" else None
+    except AddressValueError:
+        address = None
+    return State(name, float(time), why if name in ("RECONNECTING", "EXITING") else "", address)
+
+
+def parse_traffic(line: str) -> tuple[int, int]:
+    """(received, sent) bytes of the answer to `load-stats`; zeros for anything else."""
+    found = re.fullmatch(r"SUCCESS: nclients=\d+,bytesin=(\d+),bytesout=(\d+)", line.strip())
+    return (int(found[1]), int(found[2])) if found else (0, 0)
+
+
+def read_log(lines: Iterable[str]) -> Account:
+    """Of the answer to `log all`, `time,flags,text` each, oldest first."""
+    account = Account()
+    heard = pushed = explained = False  # All in the attempt that is read just now.
+    for line in lines:
+        time, _, text = (*line.split(",", 2), "", "")[:3]
+        if text.startswith(_PUSH):
+            reply = parse_push(text.removeprefix(_PUSH).removesuffix("'"))
+            if reply is not None:
+                known = account.push if pushed else None
+                account = replace(account, push=known.joined(reply) if known else reply)
+                pushed = True
+            continue  # The rest is the server's own text.
+        if "Initialization Sequence Completed" in text:
+            account = replace(account, said=None)
+        elif _NEW_ATTEMPT.search(text):
+            heard = pushed = explained = False
+        elif "TLS: Initial packet from" in text:
+            heard = True
+        said = _explain(text, heard=heard)
+        if said is not None and not (explained and _is_vague(said)):
+            account = replace(account, said=said, said_at=float(time) if time.isdigit() else 0.0)
+            explained = True
+    return account
+
+
+def _explain(text: str, *, heard: bool) -> Said | None:
+    """What a line of the log says is wrong. Nothing of its own text is handed on."""
+    for pattern, said in _SAYINGS:
+        if pattern.search(text):
+            return said
+    if "Connection reset, restarting" in text:
+        return _HUNG_UP if heard else _HUNG_UP_AT_ONCE
+    return None
+
+
+def _is_vague(said: Said) -> bool:
+    return said in (_HUNG_UP, _TLS_FAILED)
+
+
+_HUNG_UP = Said(Fault.REFUSED, "closed the connection")
+_HUNG_UP_AT_ONCE = Said(
+    Fault.TLS,
+    "closes the connection at the first packet, as servers do when the profile's tls-crypt or"
+    " tls-auth key is not theirs",
+)
+_TLS_FAILED = Said(Fault.TLS, "does not complete the TLS handshake")
+
+_SAYINGS = tuple(
+    (re.compile(pattern), Said(fault, words) if words else _TLS_FAILED)
+    for pattern, fault, words in (
+        (
+            r"AUTH_FAILED,.*(cipher|negotiat)|failed to negotiate cipher",
+            Fault.CONFIG,
+            "wants a data cipher that the profile does not allow",
+        ),
+        (r"AUTH_FAILED,TEMP", Fault.REFUSED, "asks to come back later"),
+        (r"AUTH_FAILED", Fault.AUTH, "refused the login"),
+        (
+            r"VERIFY ERROR: .*error=certificate is not yet valid",
+            Fault.CLOCK,
+            "shows a certificate that is not valid yet by this machine's clock",
+        ),
+        (
+            r"VERIFY ERROR: .*error=certificate has expired",
+            Fault.TLS,
+            "shows a certificate that has expired by this machine's clock",
+        ),
+        (
+            r"VERIFY ERROR: .*error=(certificate revoked|CRL )",
+            Fault.TLS,
+            "shows a certificate that its provider called back",
+        ),
+        (r"VERIFY ERROR", Fault.TLS, "shows a certificate that is not of the profile's CA"),
+        (
+            r"VERIFY (E?KU|X509NAME|nsCertType) ERROR",
+            Fault.TLS,
+            "shows a certificate that is not that server's",
+        ),
+        (
+            r"alert (certificate expired|bad certificate|unknown ca|certificate unknown"
+            r"|certificate revoked|access denied|decrypt error)|alert certificate required",
+            Fault.TLS,
+            "does not accept the profile's certificate",
+        ),
+        (
+            r"(tls-crypt|tls-auth)\w* unwrap|packet HMAC authentication failed"
+            r"|incoming packet authentication failed",
+            Fault.TLS,
+            "answers with another tls-crypt or tls-auth key than the profile's",
+        ),
+        (
+            r"alert (protocol version|handshake failure)|no shared cipher|unsupported protocol",
+            Fault.CONFIG,
+            "agrees to no version or cipher of TLS that the profile allows",
+        ),
+        (r"TLS handshake failed|TLS object -> incoming plaintext read error", Fault.TLS, ""),
+        (r"Connection refused|\bECONNREFUSED\b", Fault.REFUSED, "refuses connections"),
+        (r"No route to host|Network is unreachable", Fault.REFUSED, "cannot be reached"),
+    )
+)
