@@ -86,6 +86,12 @@ class ChangeServer(ChainctlError):
     transient = True
 
 
+class UnlockSecret(ChainctlError):
+    """A key, a password or an account is missing, wrong or not accepted."""
+
+    exit_status = 4
+
+
 class LookAgain(ChainctlError):
     """It may work the next time: something was busy or did not answer yet."""
 

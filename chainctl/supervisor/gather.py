@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
-from chainctl.errors import Complaint, MendFile
+from chainctl.errors import MendFile
 from chainctl.host.resolver import lookup_ipv4
+from chainctl.images.lock import ImageKind
+from chainctl.model.chain import Slot
 from chainctl.model.facts import NetworkFacts
 from chainctl.model.parts import RuntimeKind
+from chainctl.model.pushed import Pushed
 from chainctl.model.selection import HopSelection
 from chainctl.net.facts import read_network
 from chainctl.spec.chain_file import load_chain_file
@@ -53,6 +56,13 @@ class Gathered:
     def with_path_mtus(self, known: Mapping[str, int]) -> Gathered:
         return replace(self, facts=replace(self.facts, path_mtus=known))
 
+    def with_pushed(self, hop: str, slot: Slot, said: Pushed | None) -> Gathered:
+        """`said` None: nothing is known any more."""
+        pushed = {key: value for key, value in self.facts.pushed.items() if key != (hop, slot)}
+        if said is not None:
+            pushed[hop, slot] = said
+        return replace(self, facts=replace(self.facts, pushed=pushed))
+
     def with_selection(self, hop: str, chosen: HopSelection) -> Gathered:
         selection = {**self.facts.selection, hop: chosen}
         return replace(self, facts=replace(self.facts, selection=selection))
@@ -65,7 +75,7 @@ def gather(file: Path, machine: Machine, journal: Journal) -> Gathered:
     wanted = journal.chain(spec.name)
     names = _pinned_names(spec, journal, running=bool(wanted and wanted.up))
     overlaps = check_overlap(spec, _foreign_routes(network), names)
-    complaints = (*overlaps, *check_logins(spec), *_not_built(spec))
+    complaints = (*overlaps, *check_logins(spec))
     if complaints:
         raise MendFile.of(complaints)
     number = wanted.number if wanted else machine.free_number(journal)
@@ -82,15 +92,31 @@ def gather(file: Path, machine: Machine, journal: Journal) -> Gathered:
             runtime=spec.runtime or _runtime(spec.name, machine, journal),
             guards=Rotations(spec.name, journal).first_guards(spec, names),
             path_mtus=journal.recall(spec.name, "path_mtus", {}),
+            openvpn_image=_openvpn_image(spec, machine),
+            pushed=recall_pushed(spec.name, journal),
         ),
     )
 
 
-def _not_built(spec: ChainSpec) -> Iterator[Complaint]:
-    for hop in spec.hops:
-        if any(isinstance(server, OpenVpnServer) for server in hop.pool):
-            words = f"hop {hop.name}: OpenVPN hops are not built yet; take WireGuard profiles"
-            yield Complaint(str(spec.file), hop.line, 1, "C213", words)
+def _openvpn_image(spec: ChainSpec, machine: Machine) -> str:
+    """Not built for a chain that has no use for it."""
+    uses = any(isinstance(profile, OpenVpnServer) for profile in spec.profiles)
+    return machine.image(ImageKind.OPENVPN).digest if uses else ""
+
+
+def recall_pushed(name: str, journal: Journal) -> dict[tuple[str, Slot], Pushed]:
+    """What servers said earlier; it is compared with what they say now before it counts."""
+    found = {}
+    for key, value in journal.recall(name, "pushed", {}).items():
+        with suppress(KeyError, TypeError, ValueError):
+            hop, _, slot = key.rpartition(".")
+            found[hop, Slot[slot]] = Pushed.from_json(value)
+    return found
+
+
+def remember_pushed(name: str, journal: Journal, pushed: Mapping[tuple[str, Slot], Pushed]) -> None:
+    values = {f"{hop}.{slot.name}": said.to_json() for (hop, slot), said in pushed.items()}
+    journal.remember(name, "pushed", values)
 
 
 def recall_selection(name: str, journal: Journal) -> dict[str, HopSelection]:

@@ -19,7 +19,8 @@ from chainctl.errors import ChainctlError, MendHost
 from chainctl.host.netns import FORWARDING, Namespaces
 from chainctl.images.image import Image, ensure_image, list_images, pack_image
 from chainctl.images.lock import ImageKind
-from chainctl.model.chain import Chain, Engine, Hop
+from chainctl.model.chain import Chain, Engine, Hop, Slot, Tunnel, VpnConfig
+from chainctl.model.openvpn import OpenVpnConfig, render
 from chainctl.model.parts import (
     HOST,
     PANEL,
@@ -50,7 +51,7 @@ from chainctl.model.parts import (
     Up,
     WireTuple,
 )
-from chainctl.model.wireguard import WireGuardConfig
+from chainctl.model.secret import Secret
 from chainctl.net import guard
 from chainctl.net.bpffs import unmount_bpffs
 from chainctl.net.filter import (
@@ -69,9 +70,16 @@ from chainctl.net.links import Links, lasting_mac
 from chainctl.net.policy import compile_policy
 from chainctl.net.rtnl import IFF_NOARP, read_links
 from chainctl.net.tables import Tables
-from chainctl.runtime.bundle import ClientSpec, wireguard_client
+from chainctl.runtime.bundle import (
+    OPENVPN_DIR,
+    OPENVPN_SOCKET,
+    ClientSpec,
+    openvpn_client,
+    wireguard_client,
+)
 from chainctl.runtime.container import Archive
 from chainctl.runtime.docker import DockerClients
+from chainctl.runtime.openvpn import OpenVpn, OpenVpnStatus
 from chainctl.runtime.runc import Clients
 from chainctl.runtime.runtime import Running, Runtime
 from chainctl.runtime.wireguard import WireGuardDevice, WireGuardStatus
@@ -80,11 +88,15 @@ from chainctl.runtime.wireguard_kernel import KernelWireGuard as KernelDevice
 from chainctl.runtime.wireguard_kernel import create_device, kernel_wireguard_available
 from chainctl.settings import Settings
 from chainctl.store.journal import Journal
+from chainctl.supervisor.plan import Change, Remove, Step
 from chainctl.supervisor.words import describe_side
 
 T = TypeVar("T")
 
 _FIRST_PORT_IDENTITY = 256
+_OPENVPN = "openvpn"
+_ENDS = (Client, TunnelConfig)
+"""With another one of these a client is another process."""
 
 
 class Machine:
@@ -99,10 +111,10 @@ class Machine:
             RuntimeKind.DOCKER: self._docker,
         }
         self._filter: PanelFilter | None = None
-        self._image: Image | None = None
+        self._images: dict[ImageKind, Image] = {}
         self._archives: dict[str, Archive] = {}
         self._chains: dict[str, Chain] = {}
-        self._configs: dict[str, WireGuardConfig] = {}
+        self._configs: dict[str, VpnConfig] = {}
         self._lock = threading.RLock()
         """Never taken in work for another namespace: its holders wait for the thread of that."""
 
@@ -125,11 +137,11 @@ class Machine:
             for tunnel in hop.tunnels:
                 self._configs[chain.client_name(hop, tunnel.slot)] = tunnel.config
 
-    def image(self) -> Image:
-        """What WireGuard clients run from; built when it is not here yet."""
-        if self._image is None:
-            self._image = ensure_image(ImageKind.WIREGUARD, self._settings)
-        return self._image
+    def image(self, kind: ImageKind = ImageKind.WIREGUARD) -> Image:
+        """What clients run from; built when it is not here yet."""
+        if kind not in self._images:
+            self._images[kind] = ensure_image(kind, self._settings)
+        return self._images[kind]
 
     def _packed(self, digest: str) -> Archive:
         """The image as Docker loads it."""
@@ -283,7 +295,10 @@ class Machine:
                 continue
             ns = by_inode.get(running.netns_inode, NsName("?"))
             yield Client(client, ns, running.link, running.uid, running.image, kind)
-            yield from self._observe_config(client, ns, running.link, Engine.USERSPACE)
+            if running.kind == _OPENVPN:
+                yield TunnelConfig(client, ns, running.link, running.config)
+            else:
+                yield from self._observe_config(client, ns, running.link, Engine.USERSPACE)
         # A device of the kernel has no process, so it is found by its link.
         kernel = {(part.ns, part.link) for part in tunnels if isinstance(part, KernelWireGuard)}
         if chain is None:
@@ -304,7 +319,7 @@ class Machine:
         self, name: str, ns: NsName, link: str, engine: Engine
     ) -> Iterator[TunnelConfig]:
         with suppress(ChainctlError):
-            digest = self._device(name, ns, link, engine).read().digest
+            digest = self._wireguard(name, ns, link, engine).read().digest
             if digest is not None:
                 yield TunnelConfig(name, ns, link, digest)
 
@@ -348,7 +363,7 @@ class Machine:
 
     def change(self, old: Part, new: Part) -> None:
         match old, new:
-            case ((Namespace() | Leg() | Tun()), (Namespace() | Leg() | Tun())):
+            case ((Namespace() | Leg() | Tun() | Route()), (Namespace() | Leg() | Tun() | Route())):
                 self._links.change(old, new)
             case WireTuple(), WireTuple():
                 self._opened().put_wires([self._wire(new)])
@@ -435,13 +450,52 @@ class Machine:
             finally:
                 self._tables.close_gate(NsName(f"{name}.gateway"))
 
-    def tunnel_status(self, chain: Chain, hop: Hop) -> WireGuardStatus | None:
+    def tunnel_status(self, chain: Chain, hop: Hop) -> WireGuardStatus | OpenVpnStatus | None:
         """What the engine says of the hop's tunnel; None when it does not answer."""
         tunnel = hop.tunnel
-        name = chain.client_name(hop, tunnel.slot)
+        name, ns, link = chain.client_name(hop, tunnel.slot), chain.namespace(hop), tunnel.slot.link
         with suppress(ChainctlError):
-            return self._device(name, chain.namespace(hop), tunnel.slot.link, tunnel.engine).read()
+            if tunnel.engine is Engine.OPENVPN:
+                return self.openvpn_status(chain, hop, tunnel)
+            return self._wireguard(name, ns, link, tunnel.engine).read()
         return None
+
+    def openvpn_status(self, chain: Chain, hop: Hop, tunnel: Tunnel) -> OpenVpnStatus | None:
+        """As `tunnel_status`, for either of the hop's tunnels."""
+        with suppress(ChainctlError):
+            return self._openvpn(chain.client_name(hop, tunnel.slot)).read()
+        return None
+
+    def go_on(self, chain: Chain, hop: Hop, tunnel: Tunnel) -> OpenVpnStatus | None:
+        """Let an OpenVPN client connect that waits for it; None when it does not answer."""
+        config = tunnel.config
+        assert isinstance(config, OpenVpnConfig), "only OpenVPN waits"
+        with suppress(ChainctlError):
+            return self._openvpn(chain.client_name(hop, tunnel.slot)).go_on(
+                config.profile.credentials
+            )
+        return None
+
+    def start_over(self, chain: Chain, hop: Hop, tunnel: Tunnel) -> None:
+        """Have an OpenVPN client connect anew, as soon as it is told to go on."""
+        with suppress(ChainctlError):
+            self._openvpn(chain.client_name(hop, tunnel.slot)).start_over()
+
+    def take_leave(self, steps: Iterable[Step]) -> None:
+        """Tell servers that their tunnels end with these steps, while there is a way to them."""
+        ending = {
+            part.name
+            for step in steps
+            if isinstance(step, Change | Remove)
+            and isinstance(part := step.old if isinstance(step, Change) else step.part, _ENDS)
+        }
+        # Inside-out: what an inner one says goes through the outer one.
+        for name in sorted(ending, reverse=True):
+            for runtime in self._runtimes.values():
+                running = runtime.observe(name).get(name)
+                if running is not None and running.kind == _OPENVPN:
+                    with suppress(ChainctlError):
+                        OpenVpn(runtime.control_dir(name) / OPENVPN_SOCKET).leave()
 
     # Between the drivers.
 
@@ -533,6 +587,9 @@ class Machine:
         )
 
     def _client(self, part: Client) -> ClientSpec:
+        config = self._configs[part.name]
+        if isinstance(config, OpenVpnConfig):
+            return self._openvpn_client(part, config)
         image = self.image()
         return wireguard_client(
             part.name,
@@ -544,15 +601,58 @@ class Machine:
             program=image.entrypoint[0],
         )
 
-    def _configure_tunnel(self, name: str, ns: NsName, link: str) -> None:
-        engine = self._chains[name.partition(".")[0]].hops[0].tunnel.engine
-        self._device(name, ns, link, engine).configure(self._configs[name])
+    def _openvpn_client(self, part: Client, config: OpenVpnConfig) -> ClientSpec:
+        image = self.image(ImageKind.OPENVPN)
+        chain, hop, _ = self._tunnel(part.name)
+        text = render(
+            config,
+            link=part.link,
+            local=chain.out_leg(hop),
+            management=f"{OPENVPN_DIR}/{OPENVPN_SOCKET}",
+        )
+        return openvpn_client(
+            part.name,
+            netns=self.namespaces.path(part.ns),
+            link=part.link,
+            uid=part.uid,
+            image=part.image,
+            root=image.root,
+            program=image.entrypoint[0],
+            config=Secret(text),
+            config_digest=config.digest,
+        )
 
-    def _device(self, name: str, ns: NsName, link: str, engine: Engine) -> WireGuardDevice:
+    def _tunnel(self, client: str) -> tuple[Chain, Hop, Slot]:
+        """Whose client it is."""
+        chain = self._chains[client.partition(".")[0]]
+        for hop in chain.hops:
+            for slot in Slot:
+                if chain.client_name(hop, slot) == client:
+                    return chain, hop, slot
+        raise AssertionError(f"{client} is a client of no hop")
+
+    def _configure_tunnel(self, name: str, ns: NsName, link: str) -> None:
+        config = self._configs[name]
+        chain, hop, slot = self._tunnel(name)
+        tunnel = next(tunnel for tunnel in hop.tunnels if tunnel.slot is slot)
+        if isinstance(config, OpenVpnConfig):
+            # It reads its configuration once: another one is another process.
+            self._runtime_of(name).start(
+                self._client(Client(name, ns, link, chain.uid(hop, slot), tunnel.image))
+            )
+        else:
+            self._wireguard(name, ns, link, tunnel.engine).configure(config)
+
+    def _wireguard(self, name: str, ns: NsName, link: str, engine: Engine) -> WireGuardDevice:
         if engine is Engine.KERNEL:
             return KernelDevice(link, partial(self.namespaces.call, ns))
-        spec = self._client(Client(name, ns, link, 0, ""))
-        return WireGuardGo(self._runtime_of(name).control_socket(spec))
+        return WireGuardGo(self._runtime_of(name).control_dir(name) / f"{link}.sock")
+
+    def _openvpn(self, name: str) -> OpenVpn:
+        runtime = self._runtime_of(name)
+        running = runtime.observe(name).get(name)
+        digest = running.config if running else ""
+        return OpenVpn(runtime.control_dir(name) / OPENVPN_SOCKET, digest)
 
     def _runtime_of(self, client: str) -> Runtime:
         """What runs it, or would."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address
 from typing import Any
 
-from chainctl.errors import ChangeServer, MendFile, MendHost
+from chainctl.errors import ChangeServer, MendHost
 from chainctl.model.chain import (
     LEGS_PER_CHAIN,
     MINIMUM_MTU,
@@ -24,7 +24,9 @@ from chainctl.model.chain import (
 )
 from chainctl.model.facts import Known, NetworkFacts
 from chainctl.model.independence import Independence
+from chainctl.model.openvpn import OpenVpnConfig
 from chainctl.model.parts import LanMode, RuntimeKind
+from chainctl.model.pushed import Pushed
 from chainctl.model.selection import HopSelection
 from chainctl.model.wireguard import WireGuardConfig
 from chainctl.spec.model import ChainSpec, HopSpec, LanSpec, OpenVpnServer, ServerProfile
@@ -52,6 +54,10 @@ class Facts:
     """Whom to use as guard, in this order, while none was chosen; empty: as the file has them."""
     path_mtus: Mapping[str, int] = field(default_factory=dict)
     """`Chain.path` -> bytes, as measured; on other paths the interface's own MTU counts."""
+    openvpn_image: str = ""
+    """Digest as `image`, for OpenVPN."""
+    pushed: Mapping[tuple[str, Slot], Pushed] = field(default_factory=dict)
+    """What OpenVPN servers said, by hop name and slot."""
 
 
 def resolve(spec: ChainSpec, facts: Facts) -> Chain:
@@ -106,7 +112,7 @@ def with_path_mtu(chain: Chain, path_mtu: int) -> Chain:
             "C402",
             f"{len(chain.hops)} hops leave packets of {chain.mtu} bytes, less than the"
             f" {MINIMUM_MTU} that IPv4 needs",
-            hint=f"each WireGuard hop takes {WIREGUARD_OVERHEAD} bytes: use fewer hops",
+            hint=f"each hop takes {WIREGUARD_OVERHEAD} bytes or more: use fewer hops",
         )
     return chain
 
@@ -205,23 +211,25 @@ def candidates(hop: HopSpec, names: Mapping[str, IPv4Address]) -> tuple[Candidat
 def _hop(facts: Facts, number: int, spec: HopSpec, chosen: HopSelection) -> Hop:
     profiles = {profile.name: profile for profile in spec.pool}
     tunnels = tuple(
-        _tunnel(facts, number, profiles[server], slot)
+        _tunnel(facts, number, spec.name, profiles[server], slot)
         for slot, server in sorted(chosen.servers.items(), key=lambda pair: pair[0].value)
     )
     return Hop(number, spec.name, tunnels, chosen.active)
 
 
-def _tunnel(facts: Facts, number: int, profile: ServerProfile, slot: Slot) -> Tunnel:
-    address = address_of(profile, facts.names)
-    assert address is not None, "settle passes over servers without an address"
+def _tunnel(facts: Facts, number: int, hop: str, profile: ServerProfile, slot: Slot) -> Tunnel:
+    server = address_of(profile, facts.names)
+    assert server is not None, "settle passes over servers without an address"
+    port = source_port(facts.number, number, slot)
     if isinstance(profile, OpenVpnServer):
-        raise MendFile("C213", "OpenVPN hops are not built yet", where=profile.name)
+        pushed = facts.pushed.get((hop, slot))
+        return _openvpn(profile, server, port, slot, pushed, facts.openvpn_image)
     config = WireGuardConfig(
         private_key=profile.private_key,
-        listen_port=source_port(facts.number, number, slot),
+        listen_port=port,
         peer_public_key=profile.peer_public_key,
         preshared=profile.preshared,
-        endpoint=address,
+        endpoint=server,
         endpoint_port=profile.endpoint.port,
         keepalive=profile.keepalive or _KEEPALIVE,
     )
@@ -233,6 +241,35 @@ def _tunnel(facts: Facts, number: int, profile: ServerProfile, slot: Slot) -> Tu
         config=config,
         engine=facts.engine,
         image=facts.image,
+        mtu_limit=profile.mtu,
+    )
+
+
+def _openvpn(
+    profile: OpenVpnServer,
+    server: IPv4Address,
+    port: int,
+    slot: Slot,
+    pushed: Pushed | None,
+    image: str,
+) -> Tunnel:
+    # What another server said says nothing about this one.
+    said = pushed if pushed and pushed.server == profile.name else None
+    resolver = profile.dns[0] if profile.dns else said.resolver if said else None
+    return Tunnel(
+        server=profile.name,
+        slot=slot,
+        address=said.address if said else None,
+        resolver=resolver,
+        config=OpenVpnConfig(
+            endpoint=server,
+            endpoint_port=profile.endpoint.port,
+            protocol=profile.protocol,
+            source_port=port,
+            profile=profile.profile,
+        ),
+        engine=Engine.OPENVPN,
+        image=image,
         mtu_limit=profile.mtu,
     )
 

@@ -8,24 +8,23 @@ try at all is decided in `rotation`; which hop is at fault, in `verdict`.
 from __future__ import annotations
 
 import time
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import replace
 
-from chainctl.errors import ChangeServer, MendFile, RefusedByPolicy
+from chainctl.errors import ChainctlError, ChangeServer, MendFile, RefusedByPolicy
 from chainctl.host import clock
-from chainctl.model.chain import Chain, Hop, Tunnel
+from chainctl.model.chain import Chain, Engine, Hop, Tunnel
 from chainctl.model.event import Event
 from chainctl.model.fault import Fault
 from chainctl.model.selection import HopSelection
 from chainctl.net.layout import layout
 from chainctl.net.uplink import find_fault
 from chainctl.spec.model import HopSpec
-from chainctl.store.journal import Journal
 from chainctl.supervisor.choose import Candidate
+from chainctl.supervisor.connecting import Connecting
 from chainctl.supervisor.execute import Executor, Progress
 from chainctl.supervisor.gather import Gathered
-from chainctl.supervisor.machine import Machine
 from chainctl.supervisor.path_mtu import judge_sizes, sizes_to_try
 from chainctl.supervisor.plan import plan
 from chainctl.supervisor.resolve import resolve
@@ -45,6 +44,8 @@ DRAIN = 2.0
 
 _CANDIDATE_PATIENCE = 1.5
 """Seconds a server has to answer that comes up beside the one it may replace."""
+_CONNECT_PATIENCE = 4.0
+"""The same for OpenVPN to connect: some eight round trips."""
 _WARM = 1.0
 """Seconds within which a standby must have been heard to take over without being asked."""
 _STANDBY_PATIENCE = 0.2
@@ -61,15 +62,11 @@ _SIZES_ROUNDS = 3
 """A packet that is lost for another reason is not to make the MTU smaller."""
 
 
-class Rotating(ABC):
+class Rotating(Connecting):
     """What is only annotated or abstract belongs to the worker."""
 
-    name: str
-    _machine: Machine
-    _journal: Journal
     _sniffer: Sniffer
     _executor: Executor
-    _gathered: Gathered | None
     _rotations: Rotations
     _retiring: dict[str, float]
     """Hop -> boot time at which its draining tunnel is taken away."""
@@ -142,7 +139,7 @@ class Rotating(ABC):
         """Replace the server of a dead hop by the first candidate that answers."""
         if hop.number == 1 and self._uplink_is_at_fault(chain):
             return
-        if not self._silent_since(hop):
+        if not self._silent_since(hop) or self._comes_back(chain, hop):
             return
         declared = clock.boot_seconds()
         verdict = self._silence(chain, hop)
@@ -397,6 +394,17 @@ class Rotating(ABC):
         beside = trial.hops[hop.number - 1]
         tunnel = beside.candidate
         assert tunnel is not None, "it was just given one"
+        if tunnel.engine is Engine.OPENVPN:
+            try:
+                known = self._connect(trial, beside, tunnel, patience=_CONNECT_PATIENCE)
+            except ChainctlError as error:
+                self._say("candidate_failed", error.message, hop=hop.name, code=error.code)
+                return None
+            if not known:
+                trial = self._adjusted(trial, beside, lambda chosen: chosen)
+                beside = trial.hops[hop.number - 1]
+                tunnel = beside.candidate
+                assert tunnel is not None, "it is still there"
         key = self._key(beside, tunnel)
         self._sniffer.watch(key, self._place(trial, beside, tunnel), self._alarm)
         reading: Reading = self._sniffer.prove(key, patience=_CANDIDATE_PATIENCE)
@@ -424,19 +432,21 @@ class Rotating(ABC):
         known = self._journal.recall(self.name, "path_mtus", {})
         if path not in known:
             key = self._key(guard, tunnel)
-            answered, smaller = self._try_sizes(key, chain.tunnel_mtu(guard, tunnel))
+            answered, smaller = self._try_sizes(key, tunnel, chain.tunnel_mtu(guard, tunnel))
             if answered:
                 known[path] = smaller or chain.path_mtu
                 self._journal.remember(self.name, "path_mtus", known)
 
-    def _try_sizes(self, key: str, largest: int) -> tuple[bool, int | None]:
+    def _try_sizes(self, key: str, tunnel: Tunnel, largest: int) -> tuple[bool, int | None]:
         """Whether any packet came through, and the path MTU when it is smaller than thought."""
         answered: set[int] = set()
         for _ in range(_SIZES_ROUNDS):
-            answered |= self._sniffer.measure(key, sizes_to_try(largest), patience=_SIZES_PATIENCE)
+            answered |= self._sniffer.measure(
+                key, sizes_to_try(tunnel, largest), patience=_SIZES_PATIENCE
+            )
             if largest in answered:
                 break
-        return bool(answered), judge_sizes(largest, answered)
+        return bool(answered), judge_sizes(tunnel, largest, answered)
 
     def _retire(self, chain: Chain, hop: Hop) -> None:
         """Take away the tunnel that no longer carries traffic."""
@@ -458,8 +468,10 @@ class Rotating(ABC):
         self._machine.configure(new)
         self._gathered = self._settle(gathered, new)
         self._show(new)
+        steps = plan(layout(new), layout(chain), beside=True)
+        self._machine.take_leave(steps)
         self._executor.execute(
-            plan(layout(new), layout(chain), beside=True),
+            steps,
             number=new.number,
             chain=new,
             prove=_never,
@@ -506,6 +518,7 @@ class Rotating(ABC):
         return self._sniffer.reading(self._key(hop)).silent_since
 
     def _place(self, chain: Chain, hop: Hop, tunnel: Tunnel) -> Place:
+        assert tunnel.address is not None, "a tunnel without an address carries nothing"
         ns = chain.namespace(hop)
         link = tunnel.slot.link
         health = self._known.spec.health
@@ -526,6 +539,9 @@ class Rotating(ABC):
 
     def _say(self, kind: str, text: str, *, hop: str = "", code: str = "") -> None:
         self._journal.append(Event(kind, self.name, text, hop=hop, code=code))
+
+    def _reading(self, hop: Hop) -> Reading:
+        return self._sniffer.reading(self._key(hop))
 
     @property
     def _known(self) -> Gathered:

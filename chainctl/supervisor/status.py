@@ -14,7 +14,11 @@ from chainctl.supervisor.sniffer import Reading
 from chainctl.supervisor.verdict import FRESH, Verdict
 from chainctl.supervisor.worker import GATE_TIMEOUT, Outlook, State, Worker
 
-_VIA = {Engine.USERSPACE: "wireguard-go", Engine.KERNEL: "wireguard (kernel)"}
+_VIA = {
+    Engine.USERSPACE: "wireguard-go",
+    Engine.KERNEL: "wireguard (kernel)",
+    Engine.OPENVPN: "openvpn",
+}
 
 
 def describe(wanted: Wanted, worker: Worker | None, machine: Machine) -> dict[str, Any]:

@@ -18,9 +18,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from chainctl.errors import ChainctlError, ChangeServer, RefusedByPolicy
+from chainctl.errors import (
+    ChainctlError,
+    ChangeServer,
+    RefusedByPolicy,
+    StepFailed,
+    UnlockSecret,
+)
 from chainctl.host import clock
-from chainctl.model.chain import WIREGUARD_OVERHEAD, Chain, Hop
+from chainctl.model.chain import Chain, Engine, Hop
 from chainctl.model.doctor_lan import judge_lan
 from chainctl.model.findings import Level, Wish
 from chainctl.model.parts import Forwarding, Key, Part
@@ -28,6 +34,7 @@ from chainctl.model.selection import HopSelection
 from chainctl.net.facts import read_lan
 from chainctl.net.layout import layout
 from chainctl.store.journal import Journal, Wanted
+from chainctl.supervisor.connecting import LOGIN_PAUSE, SLICE, AddressIsNew
 from chainctl.supervisor.crash import CrashPoints
 from chainctl.supervisor.execute import Executor, Progress
 from chainctl.supervisor.gather import Gathered, gather
@@ -328,6 +335,9 @@ class Worker(Rotating):
                 self._walk(chain, wanted, progress, asked=asked)
             except _PathMtuIsSmaller as smaller:
                 chain, asked = with_path_mtu(chain, smaller.path_mtu), True
+            except AddressIsNew:
+                found = resolve(self._known.spec, self._known.facts)
+                chain, asked = with_path_mtu(found, chain.path_mtu), True
             else:
                 return
 
@@ -344,6 +354,7 @@ class Worker(Rotating):
         )
         # A chain that was up before and needs steps was tampered with, or a client died.
         repairs = not asked and self.state.proved_at > 0
+        self._machine.take_leave(steps)
         self._executor.execute(
             steps,
             number=chain.number,
@@ -424,6 +435,8 @@ class Worker(Rotating):
         for hop in chain.hops:
             standing_by = hop.candidate if hop.name not in self._retiring else None
             for tunnel in filter(None, (hop.tunnel, standing_by)):
+                if tunnel.address is None:
+                    continue
                 key = self._key(hop, tunnel)
                 wanted[key] = hop
                 self._sniffer.watch(key, self._place(chain, hop, tunnel), self._alarm)
@@ -452,17 +465,34 @@ class Worker(Rotating):
     def _prove(self, chain: Chain, hop: Hop, progress: Progress) -> None:
         """Two-way through the hop's tunnel, hence through every hop outside it."""
         begun = time.monotonic()
-        key = self._key(hop)
-        self._sniffer.watch(key, self._place(chain, hop, hop.tunnel), self._alarm)
-        asked = clock.boot_seconds()
-        reading = self._sniffer.prove(key, patience=self._known.spec.health.patience)
+        try:
+            reading = self._ask_until_heard(chain, hop)
+        except ChainctlError as error:
+            progress(hop.name, error.message, time.monotonic() - begun)
+            raise
         took = time.monotonic() - begun
-        if reading.answered < asked:
+        if reading is None:
             progress(hop.name, f"{hop.tunnel.server} does not answer", took)
-            raise self._no_answer(chain, hop, reading, took)
+            raise self._no_answer(chain, hop, self._reading(hop), took)
         if hop.number == 1:
             self._check_path_mtu(chain, hop)
         progress(hop.name, f"{hop.tunnel.server} answers both ways", took)
+
+    def _ask_until_heard(self, chain: Chain, hop: Hop) -> Reading | None:
+        """None: not within the hop's patience."""
+        key, asked = self._key(hop), clock.boot_seconds()
+        deadline = asked + self._known.spec.health.patience
+        waits = hop.tunnel.engine is Engine.OPENVPN
+        while (left := deadline - clock.boot_seconds()) > 0:
+            if waits and not self._connect(chain, hop, hop.tunnel, patience=left):
+                raise AddressIsNew
+            self._sniffer.watch(key, self._place(chain, hop, hop.tunnel), self._alarm)
+            # A connection that was there before may be of no use any more, and say so only now.
+            reading = self._sniffer.prove(key, patience=min(left, SLICE) if waits else left)
+            if reading.answered >= asked:
+                return reading
+            self._doubt(chain, hop, asked)
+        return None
 
     def _check_path_mtu(self, chain: Chain, guard: Hop) -> None:
         """Once for each path. What is remembered was seen to pass."""
@@ -470,11 +500,11 @@ class Worker(Rotating):
         if chain.path in known:
             return
         largest = chain.tunnel_mtu(guard, guard.tunnel)
-        answered, smaller = self._try_sizes(self._key(guard), largest)
+        answered, smaller = self._try_sizes(self._key(guard), guard.tunnel, largest)
         if smaller is not None:
             raise _PathMtuIsSmaller(smaller)
         # A profile with a small MTU of its own says less about the path than it could carry.
-        if answered and largest + WIREGUARD_OVERHEAD == chain.path_mtu:
+        if answered and largest + guard.tunnel.overhead == chain.path_mtu:
             self._journal.remember(self.name, "path_mtus", {**known, chain.path: chain.path_mtu})
 
     def _no_answer(self, chain: Chain, hop: Hop, reading: Reading, seconds: float) -> ChainctlError:
@@ -521,6 +551,10 @@ class Worker(Rotating):
             if self._change_over(chain):
                 chain = self._chain
             self._keep_gate(chain, wanted, now)
+            changed = self._tend(chain)
+            if changed is not None:
+                self._take_new_addresses(chain, changed, wanted)
+                return
             dead = outermost_dead(
                 [self._sniffer.reading(self._key(h)) for h in chain.hops],
                 now,
@@ -562,6 +596,14 @@ class Worker(Rotating):
             self._update(closed_since=now)
             verdict = self._silence(chain, hop)
             self._say("gate_closed", verdict.text, hop=hop.name, code=verdict.code)
+
+    def _take_new_addresses(self, chain: Chain, hop: Hop, wanted: Wanted) -> None:
+        """Work the chain out again; if the tunnel carries traffic, with the gate shut."""
+        for tunnel in hop.tunnels:
+            if tunnel.engine is Engine.OPENVPN:
+                self._connect(chain, hop, tunnel, patience=FRESH)
+        found = resolve(self._known.spec, self._known.facts)
+        self._converge(with_path_mtu(found, chain.path_mtu), wanted, _silent, asked=True)
 
     def _repair(self, chain: Chain, wanted: Wanted) -> bool:
         """Whether there was something to do."""
@@ -611,6 +653,7 @@ class Worker(Rotating):
         # A journal that was lost knows nothing of a chain that is still there.
         alone = not others and set(self._machine.chains_found()) <= {self.name}
         steps = plan((), have, shared=() if alone else self._shared_with(others))
+        self._machine.take_leave(steps)
         self._executor.execute(
             steps, number=number, chain=self.state.chain, prove=_never, open_gate=_never_open
         )
@@ -668,7 +711,10 @@ class Worker(Rotating):
     def _remember_problem(self, error: ChainctlError) -> None:
         """Try again later, more and more rarely, at most every 30 s."""
         self._failures += 1
-        self._retry_at = clock.boot_seconds() + min(30.0, 0.5 * 2 ** min(self._failures, 10))
+        pause = min(30.0, 0.5 * 2 ** min(self._failures, 10))
+        if isinstance(error, StepFailed) and isinstance(error.cause, UnlockSecret):
+            pause = LOGIN_PAUSE
+        self._retry_at = clock.boot_seconds() + pause
         self._update(problem=error, closed_since=self.state.closed_since or clock.boot_seconds())
 
     def _unexpected(self, error: Exception) -> None:

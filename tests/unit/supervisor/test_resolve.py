@@ -24,6 +24,7 @@ from chainctl.model.facts import (
 from chainctl.model.parts import LanMode
 from chainctl.model.secret import Secret
 from chainctl.model.selection import HopSelection
+from chainctl.model.wireguard import WireGuardConfig
 from chainctl.spec.chain_file import load_chain_file
 from chainctl.spec.model import ChainSpec, HopSpec, ServerProfile
 from chainctl.supervisor.resolve import Facts, resolve, settle
@@ -156,6 +157,7 @@ def test_numbers_come_from_the_facts(spec: ChainSpec) -> None:
     assert chain.mtu == 1492 - 2 * 60
     for hop in chain.hops:
         tunnel = hop.tunnel
+        assert isinstance(tunnel.config, WireGuardConfig)
         assert tunnel.config.listen_port == chain.source_port(hop, tunnel.slot)
         assert tunnel.config.keepalive == 25
         assert isinstance(tunnel.config.private_key, Secret)

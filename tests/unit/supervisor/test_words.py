@@ -10,6 +10,7 @@ import pytest
 
 from chainctl.model.chain import Engine
 from chainctl.model.parts import HOST, ForeignLink, NsName, Part
+from chainctl.model.wireguard import WireGuardConfig
 from chainctl.net.layout import layout
 from chainctl.supervisor.plan import Change, CloseGate, Make, OpenGate, Prove, Remove, plan
 from chainctl.supervisor.words import describe_part, describe_plan, describe_step, hop_of
@@ -47,6 +48,7 @@ def test_no_words_of_the_inside() -> None:
 
 def test_no_key_is_shown() -> None:
     secret = CHAIN.exit.tunnel.config
+    assert isinstance(secret, WireGuardConfig)
     for part in PARTS:
         assert secret.peer_public_key not in describe_part(part)
         assert secret.private_key.reveal() not in repr(part)

@@ -1,0 +1,244 @@
+"""The part of a chain's worker that gets OpenVPN tunnels connected.
+
+An OpenVPN client waits until it is told to go on, and does not know its own address before its
+server has said it. What the server says is looked at first; then it is a fact like others, and
+the chain is worked out again with it. Until then the tunnel carries nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from ipaddress import IPv4Address, IPv4Network
+
+from chainctl.errors import ChainctlError, ChangeServer, UnlockSecret
+from chainctl.host import clock
+from chainctl.model.chain import Chain, Engine, Hop, Tunnel
+from chainctl.model.event import Event
+from chainctl.model.fault import Fault, Said
+from chainctl.model.openvpn import OpenVpnConfig
+from chainctl.model.pushed import Pushed, objection
+from chainctl.runtime.openvpn import OpenVpnStatus
+from chainctl.store.journal import Journal
+from chainctl.supervisor.gather import Gathered, remember_pushed
+from chainctl.supervisor.machine import Machine
+from chainctl.supervisor.sniffer import Reading
+
+_LOOK_EVERY = 0.02
+"""Seconds between two looks at a client that connects."""
+_REFUSED_PAUSE = 0.5
+"""The same of one that is refused."""
+_PAUSE = 5.0
+"""Seconds before a client that failed may try the same again."""
+LOGIN_PAUSE = 300.0
+"""The same after a refused login, which providers count."""
+_GRACE = 3.0
+"""Seconds for a tunnel to come back whose way has just changed: TCP does not survive that."""
+SLICE = 0.5
+"""Seconds for which a tunnel is asked before one looks whether it is still connected."""
+_DOUBTFUL = 3.0
+"""Seconds without an answer after which a connection that was there before is made anew."""
+_STALE = 20.0
+"""Seconds of silence after which a client that thinks it is connected starts over. A server that
+was started anew does not know it, and over UDP says nothing."""
+
+
+class AddressIsNew(Exception):
+    """A tunnel's address is not the one the chain was worked out with."""
+
+
+class Connecting(ABC):
+    """What is only annotated or abstract belongs to the worker."""
+
+    name: str
+    _machine: Machine
+    _journal: Journal
+    _gathered: Gathered | None
+
+    @property
+    @abstractmethod
+    def _known(self) -> Gathered: ...
+
+    @abstractmethod
+    def _reading(self, hop: Hop) -> Reading: ...
+
+    def _connect(self, chain: Chain, hop: Hop, tunnel: Tunnel, *, patience: float) -> bool:
+        """Have the tunnel connected; whether its address is the one the chain knows.
+
+        Raises UnlockSecret C412 when the login is refused, ChangeServer for everything else
+        that keeps it from connecting.
+        """
+        begun, started = time.monotonic(), clock.wall_seconds()
+        while True:
+            status = self._machine.go_on(chain, hop, tunnel)
+            if status is not None and status.state.address is not None:
+                return self._take(chain, hop, tunnel, status)
+            said = status.said if status else None
+            if status is None or status.account.said_at < int(started):
+                said = None  # Of an attempt before.
+            if said and said.fault is not Fault.REFUSED:
+                raise failure(hop, tunnel, said)
+            waited = time.monotonic() - begun
+            if waited > patience:
+                raise failure(hop, tunnel, said) if said else _silent(hop, tunnel, waited)
+            # Who refuses may only not know yet that the one before is gone.
+            time.sleep(_REFUSED_PAUSE if said else _LOOK_EVERY)
+
+    def _doubt(self, chain: Chain, hop: Hop, asked: float) -> None:
+        """Nothing was heard since `asked`, seconds since boot, of a client that is connected."""
+        waited = clock.boot_seconds() - asked
+        if hop.tunnel.engine is not Engine.OPENVPN or waited < _DOUBTFUL:
+            return
+        status = self._machine.openvpn_status(chain, hop, hop.tunnel)
+        begun = clock.wall_seconds() - waited
+        if status is not None and status.handshake is not None and status.handshake < begun:
+            self._machine.start_over(chain, hop, hop.tunnel)
+
+    def _take(self, chain: Chain, hop: Hop, tunnel: Tunnel, status: OpenVpnStatus) -> bool:
+        """Make a fact of what the server said, if it can be one. Raises ChangeServer C419."""
+        address = status.state.address
+        assert address is not None, "only asked when it is there"
+        elsewhere = self._elsewhere(chain)
+        wrong = objection(address, elsewhere)
+        if wrong is not None:
+            raise ChangeServer(
+                "C419",
+                f"{tunnel.server} gives this end an address it cannot have: {wrong}",
+                hint="choose another server",
+                where=f"hop {hop.name}",
+            )
+        key = (hop.name, tunnel.slot)
+        known = self._known.facts.pushed.get(key)
+        push = status.account.push
+        resolver = push.resolver if push else None
+        if resolver is not None and objection(resolver, elsewhere):
+            resolver = None
+        if push is None and known and (known.server, known.address) == (tunnel.server, address):
+            resolver = known.resolver  # Its log has forgotten.
+        said = Pushed(tunnel.server, address, resolver)
+        if said != known:
+            self._gathered = self._known.with_pushed(hop.name, tunnel.slot, said)
+            remember_pushed(self.name, self._journal, self._gathered.facts.pushed)
+            ignored = push.ignored if push else ()
+            self._journal.append(
+                Event(
+                    "address_given",
+                    self.name,
+                    f"{tunnel.server} gives this end {address}",
+                    hop=hop.name,
+                    facts={"address": str(address), "not_done": list(ignored)},
+                )
+            )
+        return address == tunnel.address
+
+    def _elsewhere(self, chain: Chain) -> list[tuple[IPv4Network, str]]:
+        """What a pushed address must not be."""
+        network = self._known.facts.network
+        return [
+            (chain.wires, f"the addresses chainctl uses inside ({chain.wires})"),
+            *((lan.address.network, f"the LAN {lan.address.network}") for lan in chain.lans),
+            *(
+                (IPv4Network(tunnel.endpoint), f"{tunnel.server}'s own address")
+                for hop in chain.hops
+                for tunnel in hop.tunnels
+            ),
+            *(
+                (IPv4Network(held.interface.ip), f"this machine's own address on {held.link}")
+                for held in network.addresses
+                if isinstance(held.interface.ip, IPv4Address)
+            ),
+        ]
+
+    def _forget_pushed(self, hop: Hop, tunnel: Tunnel) -> None:
+        self._gathered = self._known.with_pushed(hop.name, tunnel.slot, None)
+        remember_pushed(self.name, self._journal, self._gathered.facts.pushed)
+
+    def _tend(self, chain: Chain) -> Hop | None:
+        """Let clients go on that lost their connection and wait; the outermost hop with a tunnel
+        whose address is no longer the one the chain knows.
+        """
+        changed = None
+        for hop in chain.hops:
+            for tunnel in hop.tunnels:
+                if tunnel.engine is not Engine.OPENVPN:
+                    continue
+                status = self._machine.openvpn_status(chain, hop, tunnel)
+                if status is None:
+                    continue
+                if (status.waits or status.asks) and _may_go_on(status, clock.wall_seconds()):
+                    self._machine.go_on(chain, hop, tunnel)
+                if status.state.address not in (None, tunnel.address):
+                    changed = changed or hop
+                if tunnel == hop.tunnel and self._is_stale(chain, hop, status):
+                    self._machine.start_over(chain, hop, tunnel)
+        return changed
+
+    def _is_stale(self, chain: Chain, hop: Hop, status: OpenVpnStatus) -> bool:
+        """It thinks it is connected, and the hop alone is silent."""
+        now = clock.boot_seconds()
+        if not status.handshake or clock.wall_seconds() - status.handshake < _STALE:
+            return False
+        outer = [self._reading(each) for each in chain.hops[: hop.number - 1]]
+        heard = self._reading(hop).last_heard
+        return (
+            bool(heard)
+            and now - heard > _STALE
+            and all(now - each.last_heard < _GRACE for each in outer)
+        )
+
+    def _comes_back(self, chain: Chain, hop: Hop) -> bool:
+        """A hop that is silent because it connects anew by itself, within a moment."""
+        tunnel = hop.tunnel
+        if tunnel.engine is not Engine.OPENVPN:
+            return False
+        status = self._machine.openvpn_status(chain, hop, tunnel)
+        if status is None or status.said is not None:
+            return False
+        if status.waits or status.asks:
+            self._machine.go_on(chain, hop, tunnel)
+        now = clock.wall_seconds()
+        if not status.handshake and now - status.state.since < _GRACE:
+            return True
+        since = self._journal.recall(self.name, "since", {})
+        return any(
+            now - float(since.get(outer.name, ["", 0.0])[1]) < _GRACE
+            for outer in chain.hops[: hop.number - 1]
+        )
+
+
+def _silent(hop: Hop, tunnel: Tunnel, seconds: float) -> ChainctlError:
+    config = tunnel.config
+    hint = "chainctl doctor, or choose another server"
+    if isinstance(config, OpenVpnConfig) and config.profile.control:
+        hint = "with a wrong key for tls-crypt or tls-auth a server is silent too"
+    return ChangeServer(
+        Fault.DEAD.code,
+        f"{tunnel.server} does not answer: not connected after {seconds:.1f} s",
+        hint=hint,
+        where=f"hop {hop.name}",
+    )
+
+
+def failure(hop: Hop, tunnel: Tunnel, said: Said) -> ChainctlError:
+    """What a client says is wrong, as an error."""
+    text = f"{tunnel.server} {said.text}"
+    where = f"hop {hop.name}"
+    if said.fault is Fault.AUTH:
+        return UnlockSecret(
+            said.fault.code,
+            f"{text}; another server of the same account would do the same",
+            hint="check username and password, and whether the account is paid",
+            where=where,
+        )
+    hint = "choose another server, or get its profile again"
+    if said.fault is Fault.CLOCK:
+        hint = "set this machine's clock"
+    return ChangeServer(said.fault.code, text, hint=hint, where=where)
+
+
+def _may_go_on(status: OpenVpnStatus, now: float) -> bool:
+    said = status.said
+    if said is None:
+        return True
+    pause = LOGIN_PAUSE if said.fault.concerns_account else _PAUSE
+    return now - status.account.said_at >= pause
