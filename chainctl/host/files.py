@@ -15,13 +15,13 @@ def data_path(name: str) -> Path:
     """The shipped file `name` of the folder `images/`, for example a seccomp profile.
 
     A wheel carries that folder inside the package; a checkout has it beside it. Raises
-    MendHost C310 when it is in neither.
+    MendHost C307 when it is in neither.
     """
     for folder in (_PACKAGE / "images" / "data", _PACKAGE.parent / "images"):
         if (folder / name).exists():
             return folder / name
     raise MendHost(
-        "C310", f"the file images/{name} is missing from this installation", hint="install it again"
+        "C307", f"the file images/{name} is missing from this installation", hint="install it again"
     )
 
 

@@ -137,7 +137,7 @@ def _refused(number: int) -> list[bytes]:
     """No link and no filter are answers like others: there is nothing."""
     if number in (0, errno.ENODEV, errno.ENOENT, errno.EINVAL):
         return []
-    raise MendHost("C323", f"rtnetlink: {os.strerror(number)}")
+    raise MendHost("C326", f"rtnetlink: {os.strerror(number)}")
 
 
 def _parse_filter(message: bytes) -> Filter:

@@ -49,4 +49,4 @@ def test_a_directory_gets_its_mode_under_any_umask_and_again(tmp_path: Path) -> 
 def test_missing_data_says_which() -> None:
     with pytest.raises(MendHost, match="images/no-such-file") as caught:
         files.data_path("no-such-file")
-    assert caught.value.code == "C310"
+    assert caught.value.code == "C307"
