@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -179,17 +180,13 @@ def _without_supervisor(settings: Settings, wish: Facts, as_json: bool) -> Any:
         if not as_json:
             _print_step(message["progress"])
 
-    with daemon.supervisor(settings) as running:
+    with daemon.supervisor(settings, until_idle=True) as running:
         try:
-            answer = daemon.answer(running, wish, send)
+            return daemon.answer(running, wish, send)
         except Exception as error:
             facts = daemon.describe_error(error)
             _report_failure(facts, as_json)
             raise click.exceptions.Exit(facts["exit_status"]) from None
-        idle = running.idle
-    if idle:
-        daemon.sweep_out(settings)
-    return answer
 
 
 def _serve_here(settings: Settings, wish: Facts, as_json: bool) -> None:
@@ -234,12 +231,17 @@ def _close_alone(settings: Settings, chain: str, why: LookAgain) -> list[Facts]:
 
 def _print_step(step: Facts) -> None:
     if step["step"] == "note":
-        click.echo(f"Note {step['text']}")
+        click.echo(f"Note {_near(step['text'])}")
         return
     took = step["seconds"]
     time_text = f"{took * 1000:.0f} ms" if took < 10 else f"{took:.1f} s"
     ok = not step["text"].endswith("does not answer")
     click.echo(f"{tick(ok)} {step['step']:<9} {step['text']:<48} {time_text:>8}")
+
+
+def _near(text: str) -> str:
+    """Paths below this folder as seen from here: the supervisor is somewhere else."""
+    return re.sub(rf"(?<!\S){re.escape(str(Path.cwd()).rstrip('/'))}/", "", text)
 
 
 def _silent(step: Facts) -> None:
@@ -255,7 +257,7 @@ def _report_failure(facts: Facts, as_json: bool) -> None:
     complaints = facts.get("complaints") or []
     for entry in complaints:
         place = f"{entry['file']}:{entry['line']}:{entry['column']}"
-        click.echo(f"{red} [{entry['code']}] {place} {entry['message']}", err=True)
+        click.echo(f"{red} [{entry['code']}] {_near(place)} {entry['message']}", err=True)
     if not complaints:
         where = f" ({facts['where']})" if facts.get("where") else ""
         click.echo(f"{red} [{facts['code']}]{where} {facts['message']}", err=True)

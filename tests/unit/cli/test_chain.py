@@ -302,6 +302,17 @@ def test_what_is_printed(name: str, says: Says, golden: Golden) -> None:
     golden(GOLDEN / f"{name}.txt", done.output)
 
 
+def test_paths_are_shown_as_seen_from_here(says: Says, tmp_path: Path) -> None:
+    """The supervisor, which is somewhere else, says them from the root."""
+    beside = f"/elsewhere{tmp_path}/x.conf"
+    complaint = Complaint(f"{tmp_path}/chain.yaml", 3, 1, "C104", f"not {beside}")
+    note = _step("note", f"[N101] {tmp_path}/guard/ch.conf:4:11 left out", 0.0)
+    says([note, {"error": describe_error(MendFile.of([complaint]))}])
+    done = _run(("up", "chain.yaml"))
+    assert "Note [N101] guard/ch.conf:4:11 left out" in done.output
+    assert f"[C104] chain.yaml:3:1 not {beside}" in done.output
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_json_says_the_same(name: str, says: Says) -> None:
     arguments, messages, status = CASES[name]
