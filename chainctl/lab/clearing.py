@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 from chainctl.errors import MendFile, RefusedByPolicy
+from chainctl.host import groups
 from chainctl.lab import namespaces, processes
 from chainctl.lab.layout import LabSpec
 from chainctl.lab.making import UAPI_DIR, need_root, uapi_name
@@ -44,6 +45,7 @@ def clear(name: str, *, keep_home: bool = False) -> None:
         namespaces.remove(places)
         # Somebody may have entered between the look and the removal; now nobody can.
         processes.kill_all_in(inodes)
+    groups.remove_empty(groups.group_of(home / "run"))
     for uapi in UAPI_DIR.glob(f"{uapi_name(name, 0)[:-1]}*.sock"):
         uapi.unlink(missing_ok=True)
     _remove_files(home)

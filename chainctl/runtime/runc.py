@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import json
 import os
 import re
@@ -25,6 +24,7 @@ from pathlib import Path
 
 from chainctl.errors import LookAgain, MendHost
 from chainctl.host.files import data_path
+from chainctl.host.groups import group_of
 from chainctl.runtime import cgroups
 from chainctl.runtime.bundle import ClientSpec, render_config
 from chainctl.runtime.locks import locked
@@ -54,9 +54,7 @@ class Clients:
     def __init__(self, settings: Settings) -> None:
         self._folder = settings.run_dir / "clients"
         self._state = settings.run_dir / "runc"
-        # Two supervisors with directories of their own do not meet in the groups either.
-        tag = hashlib.sha256(str(settings.run_dir.resolve()).encode()).hexdigest()[:8]
-        self._group = f"/chainctl-{tag}"
+        self._group = group_of(settings.run_dir)
 
     def start(self, spec: ClientSpec) -> int:
         if not _NAME.fullmatch(spec.name):
