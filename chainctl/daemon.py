@@ -34,8 +34,11 @@ _BUSY_EVERY = 2.0
 
 
 @contextlib.contextmanager
-def supervisor(settings: Settings) -> Iterator[Supervisor]:
-    """The one supervisor of this network namespace. Raises LookAgain C505 when there is one."""
+def supervisor(settings: Settings, *, until_idle: bool = False) -> Iterator[Supervisor]:
+    """The one supervisor of this network namespace. Raises LookAgain C505 when there is one.
+
+    `until_idle`: when no chain is wanted in the end, nothing stays in `run_dir`.
+    """
     if os.geteuid() != 0:
         raise MendHost("C306", "this needs root", hint="run it again with sudo")
     ensure_dir(settings.run_dir, 0o700)
@@ -56,7 +59,13 @@ def supervisor(settings: Settings) -> Iterator[Supervisor]:
         try:
             yield running
         finally:
+            idle = running.idle
             running.close()
+            # While the lock is held: the next supervisor makes these anew.
+            settings.socket_path.unlink(missing_ok=True)
+            settings.pid_path.unlink(missing_ok=True)
+            if until_idle and idle:
+                sweep_out(settings)
 
 
 def serve(
@@ -70,7 +79,7 @@ def serve(
     `until_idle`: also end when the last chain was taken down, and leave nothing in `run_dir`.
     `then` runs once the socket listens, in the calling thread (for `up --foreground`).
     """
-    with _wake_up_calls() as (listen, wake), supervisor(settings) as running:
+    with _wake_up_calls() as (listen, wake), supervisor(settings, until_idle=until_idle) as running:
         settings.pid_path.write_text(f"{os.getpid()}\n")
         with _Server(str(settings.socket_path), running, wake, until_idle) as server:
             settings.socket_path.chmod(0o600)
@@ -83,11 +92,6 @@ def serve(
             while not listen() and not running.idle:
                 pass
             server.shutdown()
-        idle = running.idle
-    settings.socket_path.unlink(missing_ok=True)
-    settings.pid_path.unlink(missing_ok=True)
-    if until_idle and idle:
-        sweep_out(settings)
 
 
 @contextlib.contextmanager
@@ -133,6 +137,7 @@ def answer(running: Supervisor, request: Facts, send: Send) -> Any:
             names = names or running.names()
             for name in names:
                 running.down(name, progress)
+            running.clear()
             return {"down": names, "ending": False}
         case {"do": "close", "chain": str(name)}:
             running.close_gate(name)

@@ -415,13 +415,21 @@ class Machine:
             for client in [key for key in self._configs if key.startswith(f"{name}.")]:
                 del self._configs[client]
             self._tables.tidy(name, last=last)
-            self.namespaces.tidy("" if last else f"{name}.")
+            self.namespaces.tidy(f"{name}.")
             if last:
-                self._drop_filter()
-                remove_pins(self._settings.bpf_dir)
-                unmount_bpffs(self._settings.bpf_dir)
-                for runtime in self._runtimes.values():
-                    runtime.tidy()
+                self.clear()
+
+    def clear(self) -> None:
+        """There is no chain any more: what all of them shared goes. May be called twice."""
+        with self._lock:
+            self._links.remove(Namespace(PANEL))
+            self._tables.forget(PANEL)
+            self.namespaces.tidy()
+            self._drop_filter()
+            remove_pins(self._settings.bpf_dir)
+            unmount_bpffs(self._settings.bpf_dir)
+            for runtime in self._runtimes.values():
+                runtime.tidy()
 
     # The gate.
 

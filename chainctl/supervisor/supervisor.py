@@ -60,6 +60,11 @@ class Supervisor:
         finally:
             self._journal.flush()
 
+    def clear(self) -> None:
+        """What a lost journal left of nobody's, once there is no chain any more."""
+        if not self.names():
+            self._machine.clear()
+
     def close_gate(self, name: str) -> None:
         self._existing(name).close()
 

@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 
+from chainctl.host.groups import group_of
 from chainctl.lab.clearing import remove
 from chainctl.lab.lab import Lab
 from chainctl.lab.layout import LabSpec
@@ -130,6 +131,17 @@ def up(machine: Machine) -> Iterator[Machine]:
     assert_same(machine.before, snapshot(machine.lab))
 
 
+_MAKE_A_PANEL = """
+from chainctl.model.parts import PANEL, Namespace
+from chainctl.settings import Settings
+from chainctl.supervisor.machine import Machine
+machine = Machine(Settings.load())
+machine.make(Namespace(PANEL))
+machine.close_gate("home", 0)
+machine.close()
+"""
+
+
 class TestUp:
     def test_twice_takes_no_step(self, up: Machine) -> None:
         made, steps = up.fingerprint(), up.steps()
@@ -204,6 +216,15 @@ class TestDown:
         machine.chainctl("down")
         assert_same(machine.before, snapshot(machine.lab))
 
+    def test_when_nothing_is_left_but_what_chains_share(self, machine: Machine) -> None:
+        """As after a lost journal, and a `down` killed before its last step."""
+        machine.lab.run(
+            "host", [sys.executable, "-c", _MAKE_A_PANEL], timeout=30
+        ).check_returncode()
+        assert (machine.run_dir / "netns" / "panel").exists()
+        assert "There is no chain." in machine.chainctl("down")
+        assert_same(machine.before, snapshot(machine.lab))
+
     def test_when_the_journal_was_lost_before_another_up(self, machine: Machine) -> None:
         machine.up()
         machine.kill_supervisor()
@@ -213,6 +234,22 @@ class TestDown:
         machine.chainctl("down")
         wait_until(lambda: not machine.run_dir.exists())
         assert_same(machine.before, snapshot(machine.lab))
+
+
+class TestTheLab:
+    def test_takes_along_what_a_chain_in_it_has_on_the_machine(self) -> None:
+        name = f"twice-{secrets.token_hex(3)}"
+        engine = find_wireguard_go(Settings.load().image_dir)
+        try:
+            lab = Lab.create(LabSpec(name, hops=1, spares=0), wireguard_go=engine)
+            up = Machine(lab, snapshot(lab))
+            up.up()
+            roots = (Path("/sys/fs/cgroup"), *Path("/sys/fs/cgroup").glob("*/"))
+            groups = [root / group_of(up.run_dir).strip("/") for root in roots]
+            assert any(group.exists() for group in groups)
+        finally:
+            remove(name)
+        assert not any(group.exists() for group in groups)
 
 
 class TestWithoutRoot:
