@@ -21,25 +21,27 @@ def _given() -> Iterator[tuple[str, Path]]:
                 yield value, path
 
 
-def _documented() -> Counter[str]:
-    """Cells of tables that hold nothing but codes."""
-    found: Counter[str] = Counter()
+def _documented() -> Counter[tuple[str, Path]]:
+    """Cells of tables that hold nothing but codes, by document."""
+    found: Counter[tuple[str, Path]] = Counter()
     for path in (ROOT / "docs").rglob("*.md"):
         for line in path.read_text().splitlines():
             if line.startswith("|"):
                 cells = line.strip("|").split("|")
-                found.update(w for cell in cells if _CODES.fullmatch(cell) for w in cell.split())
+                found.update(
+                    (w, path) for cell in cells if _CODES.fullmatch(cell) for w in cell.split()
+                )
     return found
 
 
 def test_every_code_is_documented_and_none_else() -> None:
-    given, documented = {code for code, _ in _given()}, set(_documented())
+    given, documented = ({code for code, _ in found} for found in (_given(), _documented()))
     assert not given - documented, "missing in docs/codes.md or a document it names"
     assert not documented - given, "given by nobody"
 
 
-def test_a_code_has_one_meaning() -> None:
-    assert not [code for code, rows in _documented().items() if rows > 1]
+def test_a_document_gives_a_code_one_meaning() -> None:
+    assert not [where for where, rows in _documented().items() if rows > 1]
 
 
 def test_drivers_share_no_code() -> None:
