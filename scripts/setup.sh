@@ -19,6 +19,8 @@ run    command  gpgv              gpgv                    verifies what hop imag
 run    file     /usr/share/keyrings/debian-archive-keyring.gpg debian-archive-keyring  the keys for that
 run    command  ip                iproute2                builds the lab
 run    command  wg                wireguard-tools         configures the servers of the lab
+run    command  openvpn           openvpn                 is a server of the lab
+run    command  openssl           openssl                 signs for those servers
 build  command  clang             clang                   compiles the identity filter
 build  header   linux/bpf.h       linux-libc-dev          compiles the identity filter
 build  header   asm/types.h       linux-libc-dev          compiles the identity filter
@@ -29,7 +31,6 @@ test   command  git               git                     lists the files to che
 test   command  nft               nftables                breaks rules by hand
 test   command  strace            strace                  kills before every system call
 test   command  gcc               gcc                     compiles the break-in attempts
-test   command  openvpn           openvpn                 reads what is written for it
 test   command  openssl           openssl                 makes certificates for it
 test   header   stdio.h           libc6-dev               compiles the break-in attempts
 test   command  dockerd           docker.io               a Docker daemon of the tests' own

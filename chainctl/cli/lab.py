@@ -30,7 +30,12 @@ def lab() -> None:
 @lab.command()
 @_name_argument
 @click.option("--dir", "directory", type=click.Path(path_type=Path), help="For the chain file.")
-@click.option("--hops", default=3, show_default=True)
+@click.option(
+    "--hops",
+    default="3",
+    show_default=True,
+    help="How many, or how each is reached, guard first: wg,udp,tcp (the last two by OpenVPN).",
+)
 @click.option("--spares", default=2, show_default=True, help="More servers, for the pools.")
 @click.option("--clients", default=1, show_default=True, help="Devices on the LAN.")
 @click.option("--devices", default=2, show_default=True, help="Key pairs per server.")
@@ -44,6 +49,7 @@ def lab() -> None:
 @_json_option
 def up(
     directory: Path | None,
+    hops: str,
     no_icmp: bool,
     no_offload: bool,
     wireguard_go: Path | None,
@@ -56,7 +62,9 @@ def up(
     from chainctl.lab.wireguard_go import find_wireguard_go
     from chainctl.settings import Settings
 
-    asked = LabSpec(icmp=not no_icmp, offload=not no_offload, **spec)
+    via = "" if hops.isdigit() else hops
+    spec["hops"] = int(hops) if hops.isdigit() else hops.count(",") + 1
+    asked = LabSpec(icmp=not no_icmp, offload=not no_offload, via=via, **spec)
     made = Lab.create(
         asked,
         directory,

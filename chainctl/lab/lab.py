@@ -242,10 +242,14 @@ class Server:
     def thaw(self) -> None:
         self.process.thaw()
 
-    def restart(self) -> None:
-        """Start it anew, with the keys it had; kills it first if it runs."""
+    def restart(self, *lines: str) -> None:
+        """Start it anew, with the keys it had; kills it first if it runs.
+
+        `lines`: what an OpenVPN server's configuration has more than usual, from now on.
+        """
         with self.lab._change() as state:
             self.process.kill()
+            state = replace(state, extra={**state.extra, self.name: list(lines)})
             started = start_server(state, self.plan)
             save_state(replace(state, processes={**state.processes, self.name: started}))
 

@@ -24,6 +24,8 @@ _MODEM = IPv4Interface("203.0.113.2/30")
 _MODEM_SIDE = IPv4Interface("203.0.113.1/30")
 _FIRST_CLIENT = IPv4Interface("192.168.10.50/24")
 _FIRST_PORT = 51821
+_PORTS = {"udp": 1194, "tcp": 443}
+"""Of OpenVPN servers."""
 _MOST_SERVERS = 200
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,15}")
 
@@ -49,6 +51,9 @@ class LabSpec:
     """Of the link behind a modem, which the host cannot see (PPPoE: 1492)."""
     icmp: bool = True
     """False: the modem does not say what was too big for it."""
+    via: str = ""
+    """How each hop's servers are reached, guard first: `wg,udp,tcp`, the last two by OpenVPN.
+    Empty: all by WireGuard."""
     offload: bool = True
     """False: every frame on a cable is a packet of at most the MTU, as on a real one. Costs
     throughput, makes captures plain."""
@@ -66,6 +71,8 @@ class LabSpec:
         }
         if not _NAME.fullmatch(self.name):
             raise _cannot(f"{self.name!r} is no name for a lab: a-z, 0-9 and -, at most 16")
+        if self.via and (len(self.vias) != self.hops or not set(self.vias) <= {"wg", "udp", "tcp"}):
+            raise _cannot(f"{self.via!r} does not say wg, udp or tcp for each of {self.hops} hops")
         for what, (value, low, high) in bounds.items():
             if not low <= value <= high:
                 raise _cannot(f"{what} is {value}, expected {low} to {high}")
@@ -73,6 +80,10 @@ class LabSpec:
     @property
     def servers(self) -> int:
         return self.hops + self.spares
+
+    @property
+    def vias(self) -> tuple[str, ...]:
+        return tuple(self.via.split(",")) if self.via else ("wg",) * self.hops
 
 
 @dataclass(frozen=True)
@@ -89,6 +100,13 @@ class ServerPlan:
     port: int
     tunnel: IPv4Interface
     """Its own address inside the tunnel, where it also answers DNS."""
+    via: str = "wg"
+    """`udp` and `tcp`: by OpenVPN."""
+
+    @property
+    def link(self) -> str:
+        """Its tunnel device."""
+        return "wg0" if self.via == "wg" else "ovpn0"
 
     @property
     def network(self) -> IPv4Network:
@@ -219,6 +237,7 @@ class Layout:
     def _server(self, number: int) -> ServerPlan:
         hops = self.spec.hops
         hop = (number - 1) % hops + 1
+        via = self.spec.vias[hop - 1]
         site = _SITES[(hop - 1) % len(_SITES)]
         return ServerPlan(
             name=f"server{number}",
@@ -226,8 +245,9 @@ class Layout:
             hop=hop,
             label=f"{site}-{(number - 1) // hops + 1 + (hop - 1) // len(_SITES) * 50:02}",
             uplink=IPv4Interface(f"5.{number}.0.10/24"),
-            port=_FIRST_PORT + number - 1,
+            port=_PORTS.get(via, _FIRST_PORT + number - 1),
             tunnel=IPv4Interface("10.64.0.1/16" if hop % 2 else "10.2.0.1/16"),
+            via=via,
         )
 
 
@@ -251,7 +271,8 @@ def _server_place(server: ServerPlan) -> Place:
     WireGuard, which providers run (drivers/net/wireguard/socket.c): with DF, the first large
     answer through an outer tunnel would be lost.
     """
-    asked = f'iifname "wg0" ip daddr {server.tunnel.ip} meta l4proto {{ tcp, udp }} th dport 53'
+    arriving = f'iifname "{server.link}" ip daddr {server.tunnel.ip}'
+    asked = f"{arriving} meta l4proto {{ tcp, udp }} th dport 53"
     rules = f"""
 table ip lab {{
     chain prerouting {{
@@ -260,7 +281,7 @@ table ip lab {{
     }}
     chain postrouting {{
         type nat hook postrouting priority srcnat
-        oifname "eth0" iifname "wg0" masquerade
+        oifname "eth0" iifname "{server.link}" masquerade
     }}
 }}
 """

@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from chainctl.errors import MendHost, RefusedByPolicy
-from chainctl.lab import namespaces, processes, providers, wireguard_go
+from chainctl.lab import namespaces, openvpn, processes, providers, wireguard_go
 from chainctl.lab.layout import TARGET, LabSpec, Layout, ServerPlan
 from chainctl.lab.processes import Process
 from chainctl.lab.state import Line, State, home_of, save_state
@@ -37,10 +38,15 @@ def prepare(spec: LabSpec, directory: Path, wireguard_go: Path) -> State:
     """Everything that is files; written down before it is done."""
     home = home_of(spec.name)
     layout = Layout(spec)
+    by_wireguard = [plan for plan in layout.servers if plan.via == "wg"]
+    by_openvpn = [plan for plan in layout.servers if plan.via != "wg"]
+    authority = openvpn.make_authority() if by_openvpn else None
     with ThreadPoolExecutor(8) as pool:
-        made = pool.map(lambda plan: providers.make_keys(plan, spec.devices), layout.servers)
-        keys = {plan.name: pair for plan, pair in zip(layout.servers, made, strict=True)}
-    files = providers.render_files(layout, keys)
+        made = pool.map(lambda plan: providers.make_keys(plan, spec.devices), by_wireguard)
+        signed = pool.map(partial(openvpn.make_openvpn_keys, authority=authority), by_openvpn)
+        keys = {plan.name: pair for plan, pair in zip(by_wireguard, made, strict=True)}
+        openvpn_keys = {plan.name: own for plan, own in zip(by_openvpn, signed, strict=True)}
+    files = providers.render_files(layout, keys, openvpn_keys, authority)
     directory = directory.absolute()
     for path in files:
         if (directory / path).exists():
@@ -48,7 +54,16 @@ def prepare(spec: LabSpec, directory: Path, wireguard_go: Path) -> State:
                 "C609", f"{directory / path} exists", hint="name another folder with --dir"
             )
     engine = wireguard_go.absolute()
-    state = State(spec, directory, not directory.exists(), tuple(files), engine, keys=keys)
+    state = State(
+        spec,
+        directory,
+        not directory.exists(),
+        tuple(files),
+        engine,
+        keys=keys,
+        openvpn_keys=openvpn_keys,
+        authority=authority,
+    )
     save_state(state)
     for folder in ("log", "run", "state"):
         (home / folder).mkdir(mode=0o700)
@@ -64,7 +79,8 @@ def build(state: State, report: Report | None) -> State:
     layout = Layout(state.spec)
     with step(report, "places", f"{len(layout.places)} namespaces"):
         namespaces.make(layout)
-    with step(report, "servers", "wireguard-go, and the target"), ThreadPoolExecutor(8) as pool:
+    engines = "wireguard-go, openvpn" if state.openvpn_keys else "wireguard-go"
+    with step(report, "servers", f"{engines}, and the target"), ThreadPoolExecutor(8) as pool:
         target = pool.submit(_start_target, layout)
         started = pool.map(lambda plan: (plan.name, start_server(state, plan)), layout.servers)
         found = {**dict(started), "target": target.result()}
@@ -101,6 +117,8 @@ def start_server(state: State, plan: ServerPlan) -> Process:
     layout = Layout(state.spec)
     namespace = layout.namespace(plan.name)
     log_path = home_of(state.spec.name) / "log" / f"{plan.name}.log"
+    if plan.via != "wg":
+        return _start_openvpn(state, plan, namespace, log_path)
     link = uapi_name(state.spec.name, plan.number)
     uapi = UAPI_DIR / f"{link}.sock"
     uapi.unlink(missing_ok=True)
@@ -109,6 +127,25 @@ def start_server(state: State, plan: ServerPlan) -> Process:
     processes.wait_for_socket(plan.name, uapi, process, log_path)
     config = providers.render_server(plan, state.keys[plan.name])
     namespaces.run_in(namespace, namespaces.render_tunnel(link, plan.tunnel, config))
+    return process
+
+
+def _start_openvpn(state: State, plan: ServerPlan, namespace: str, log_path: Path) -> Process:
+    assert state.authority is not None, "it has signed for the server"
+    keys, home = state.openvpn_keys[plan.name], home_of(state.spec.name)
+    more = list(state.extra.get(plan.name, ()))
+    if openvpn.asks_for_login(plan):
+        check = home / f"{plan.name}.login"
+        check.touch(mode=0o700)
+        check.write_text(openvpn.render_login_check(keys))
+        more.insert(0, f"auth-user-pass-verify {check} via-file")
+    config = home / f"{plan.name}.conf"
+    config.touch(mode=0o600)
+    config.write_text(openvpn.render_server(plan, keys, state.authority, more=more))
+    log_path.write_text("")
+    argv = [str(openvpn.find_openvpn()), "--config", str(config)]
+    process = processes.spawn(namespaces.enter(namespace, argv), log_path)
+    processes.wait_for_words(plan.name, "Initialization Sequence Completed", process, log_path)
     return process
 
 

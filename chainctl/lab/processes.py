@@ -148,6 +148,15 @@ def wait_for_socket(what: str, path: Path, process: Process, log_path: Path) -> 
         time.sleep(0.002)
 
 
+def wait_for_words(what: str, words: str, process: Process, log_path: Path) -> None:
+    """Until it has said them. Raises MendHost C606 if the process ends or takes too long."""
+    deadline = time.monotonic() + _START_SECONDS
+    while words not in log_path.read_text(errors="replace"):
+        if not process.alive or time.monotonic() > deadline:
+            raise _not_started(what, log_path)
+        time.sleep(0.002)
+
+
 def kill_all_in(namespaces: Collection[int]) -> None:
     """End every process that `all_in` finds."""
     _kill_while_found(lambda: all_in(namespaces))

@@ -12,9 +12,12 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePath
+from types import MappingProxyType
 
 from chainctl.host.run import run
+from chainctl.lab import openvpn
 from chainctl.lab.layout import GATEWAY, Layout, ServerPlan
+from chainctl.lab.openvpn import Authority, OpenVpnKeys
 
 
 @dataclass(frozen=True)
@@ -61,10 +64,22 @@ def render_server(server: ServerPlan, keys: ServerKeys) -> str:
     return "\n".join(out) + "\n"
 
 
-def render_files(layout: Layout, keys: Mapping[str, ServerKeys]) -> dict[PurePath, str]:
+def render_files(
+    layout: Layout,
+    keys: Mapping[str, ServerKeys],
+    openvpn_keys: Mapping[str, OpenVpnKeys] = MappingProxyType({}),
+    authority: Authority | None = None,
+) -> dict[PurePath, str]:
     """The chain file, the pools of its hops, and what is left for tunnels made by hand."""
     out = {PurePath("chain.yaml"): _render_chain(layout)}
     for server in layout.servers:
+        if server.via != "wg":
+            assert authority is not None, "somebody has to sign for OpenVPN servers"
+            own = openvpn_keys[server.name]
+            out[profile_path(server)] = openvpn.render_profile(server, own, authority)
+            if openvpn.asks_for_login(server):
+                out[login_path(server)] = openvpn.render_login(own)
+            continue
         out[profile_path(server)] = render_profile(server, keys[server.name], 1)
         for number in range(2, layout.spec.devices + 1):
             path = PurePath("devices") / f"{server.name}-{number}.conf"
@@ -73,7 +88,16 @@ def render_files(layout: Layout, keys: Mapping[str, ServerKeys]) -> dict[PurePat
 
 
 def profile_path(server: ServerPlan) -> PurePath:
-    return PurePath("profiles") / f"hop{server.hop}" / f"{server.label}.conf"
+    return PurePath("profiles") / f"hop{server.hop}" / f"{server.label}.{_ending(server.via)}"
+
+
+def _ending(via: str) -> str:
+    return "conf" if via == "wg" else "ovpn"
+
+
+def login_path(server: ServerPlan) -> PurePath:
+    """Beside the profile."""
+    return profile_path(server).with_suffix(".auth")
 
 
 def render_profile(server: ServerPlan, keys: ServerKeys, device: int) -> str:
@@ -132,8 +156,8 @@ AllowedIPs = 0.0.0.0/0
 def _render_chain(layout: Layout) -> str:
     spec = layout.spec
     hops = "\n".join(
-        f"  - {{name: {name}, servers: ./profiles/hop{number}/*.conf}}"
-        for number, name in enumerate(_hop_names(spec.hops), 1)
+        f"  - {{name: {name}, servers: ./profiles/hop{number}/*.{_ending(via)}}}"
+        for number, (name, via) in enumerate(zip(_hop_names(spec.hops), spec.vias, strict=True), 1)
     )
     return f"""\
 # A chain through the lab's internet, the guard first.

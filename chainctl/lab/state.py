@@ -19,6 +19,7 @@ from typing import Any
 
 from chainctl.errors import MendFile
 from chainctl.lab.layout import LabSpec
+from chainctl.lab.openvpn import Authority, OpenVpnKeys
 from chainctl.lab.processes import Process
 from chainctl.lab.providers import KeyPair, ServerKeys
 
@@ -50,6 +51,12 @@ class State:
     wireguard_go: Path
     complete: bool = False
     keys: dict[str, ServerKeys] = field(default_factory=dict)
+    """Of WireGuard servers, by name."""
+    openvpn_keys: dict[str, OpenVpnKeys] = field(default_factory=dict)
+    authority: Authority | None = None
+    """Of OpenVPN servers."""
+    extra: dict[str, list[str]] = field(default_factory=dict)
+    """Lines that an OpenVPN server's configuration has more than usual, by server."""
     processes: dict[str, Process] = field(default_factory=dict)
     """By place; the box has the name "box"."""
     lines: dict[str, Line] = field(default_factory=dict)
@@ -128,6 +135,9 @@ def _parse_state(data: Any) -> State:
         wireguard_go=Path(data["wireguard_go"]),
         complete=data["complete"],
         keys={name: _keys(value) for name, value in data["keys"].items()},
+        openvpn_keys={name: OpenVpnKeys(**each) for name, each in data["openvpn_keys"].items()},
+        authority=Authority(**data["authority"]) if data["authority"] else None,
+        extra=data["extra"],
         processes={name: Process(**value) for name, value in data["processes"].items()},
         lines={name: Line(**value) for name, value in data["lines"].items()},
         uplink=data["uplink"],

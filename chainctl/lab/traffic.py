@@ -268,7 +268,7 @@ class _Ends(NamedTuple):
             return False
         if self.protocol == socket.IPPROTO_ICMP:
             return far[0] in {address for address, _ in guards}
-        return self.protocol == socket.IPPROTO_UDP and far in guards
+        return self.protocol in (socket.IPPROTO_UDP, socket.IPPROTO_TCP) and far in guards
 
 
 def _parse_ends(frame: bytes) -> _Ends:

@@ -324,10 +324,11 @@ class Worker(Rotating):
     def _converge(
         self, chain: Chain, wanted: Wanted, progress: Progress, *, asked: bool = False
     ) -> None:
-        """Walk the spine until the measured path MTU no longer changes the chain.
+        """Walk the spine until nothing that is measured or told changes the chain any more.
 
         `asked`: somebody wants the change, so what differs is no repair.
         """
+        progress = _once(progress)
         while True:
             self._machine.configure(chain)
             self._update(chain=chain)
@@ -748,6 +749,18 @@ class Worker(Rotating):
 
     def _update(self, **changes: object) -> None:
         self.state = replace(self.state, **changes)  # type: ignore[arg-type]
+
+
+def _once(progress: Progress) -> Progress:
+    """The chain is walked again when an address or the path MTU is known; that is one way up."""
+    said: set[tuple[str, str]] = set()
+
+    def report(what: str, text: str, seconds: float) -> None:
+        if (what, text) not in said:
+            said.add((what, text))
+            progress(what, text, seconds)
+
+    return report
 
 
 def _silent(what: str, text: str, seconds: float) -> None:

@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 
 from chainctl.lab.layout import LabSpec, Layout
+from chainctl.lab.openvpn import make_authority, make_openvpn_keys
 from chainctl.lab.providers import KeyPair, render_files
 from chainctl.spec.chain_file import load_chain_file
+from chainctl.spec.logins import check_logins
 from tests.unit.lab.test_providers import keys_for
 
 
@@ -20,14 +22,20 @@ def random_pair() -> KeyPair:
     return KeyPair(private, public)
 
 
-@pytest.mark.parametrize("hops", [1, 3, 14])
-def test_the_chain_file_and_its_pools(hops: int, tmp_path: Path) -> None:
-    layout = Layout(LabSpec(hops=hops, spares=4))
+@pytest.mark.parametrize(
+    ("hops", "via"), [(1, ""), (3, ""), (14, ""), (3, "wg,udp,tcp"), (2, "tcp,tcp")]
+)
+def test_the_chain_file_and_its_pools(hops: int, via: str, tmp_path: Path) -> None:
+    layout = Layout(LabSpec(hops=hops, spares=4, via=via))
+    authority = make_authority() if via else None
+    signed = {
+        each.name: make_openvpn_keys(each, authority) for each in layout.servers if each.via != "wg"
+    }
     keys = {
         name: replace(each, own=random_pair(), devices=tuple(random_pair() for _ in each.devices))
         for name, each in keys_for(layout).items()
     }
-    for path, text in render_files(layout, keys).items():
+    for path, text in render_files(layout, keys, signed, authority).items():
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).write_text(text, newline="")
     chain = load_chain_file(tmp_path / "chain.yaml")
@@ -37,6 +45,7 @@ def test_the_chain_file_and_its_pools(hops: int, tmp_path: Path) -> None:
         for number, hop in enumerate(chain.hops, 1)
         for profile in hop.pool
     }
+    assert not list(check_logins(chain))
     assert found == {
         (server.hop, server.label, server.uplink.ip, server.port) for server in layout.servers
     }

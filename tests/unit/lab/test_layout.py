@@ -16,6 +16,7 @@ SPECS = [
     LabSpec(),
     LabSpec("one", hops=1, spares=0),
     LabSpec("wide", hops=14, spares=30, clients=5),
+    LabSpec("mixed", via="wg,udp,tcp"),
     LabSpec("dsl", path_mtu=1492, icmp=False, clients=2, wan_mtu=1400),
 ]
 
@@ -45,7 +46,8 @@ class TestEveryLayout:
         servers = Layout(spec).servers
         assert {server.hop for server in servers} == set(range(1, spec.hops + 1))
         assert max(Counter(server.label for server in servers).values()) == 1
-        assert max(Counter(server.port for server in servers).values()) == 1
+        ends = Counter((server.uplink.ip, server.port) for server in servers)
+        assert max(ends.values()) == 1
 
     def test_all_links_have_indexes_of_their_own(self, spec: LabSpec) -> None:
         words = render_cables(Layout(spec)).split()
@@ -86,6 +88,8 @@ def test_plain_frames_are_asked_of_every_link() -> None:
         {"rtt_ms": -1},
         {"rtt_ms": float("nan")},
         {"path_mtu": 100},
+        {"via": "wg,udp"},
+        {"via": "wg,udp,ssh"},
     ],
     ids=str,
 )
