@@ -76,6 +76,9 @@ class Journal:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._lock = threading.RLock()
         self._path = path
+        self._chains: dict[str, Wanted] | None = None
+        self._memory: dict[tuple[str, str], str | None] = {}
+        self._version = 0
         try:
             self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
             self._db.execute("PRAGMA journal_mode=WAL")
@@ -105,13 +108,10 @@ class Journal:
         self._db.close()
 
     def chains(self) -> list[Wanted]:
-        rows = self._rows("SELECT name, number, file, up, closed FROM chain ORDER BY number")
-        return [_wanted(*row) for row in rows]
+        return list(self._known().values())
 
     def chain(self, name: str) -> Wanted | None:
-        what = "SELECT name, number, file, up, closed FROM chain WHERE name = ?"
-        rows = self._rows(what, name)
-        return _wanted(*rows[0]) if rows else None
+        return self._known().get(name)
 
     def want(
         self,
@@ -159,8 +159,15 @@ class Journal:
             )
 
     def recall(self, chain: str, key: str, default: Any = None) -> Any:
-        rows = self._rows("SELECT value FROM memory WHERE chain = ? AND key = ?", chain, key)
-        return json.loads(rows[0][0]) if rows else default
+        with self._lock:
+            self._known()
+            if (chain, key) not in self._memory:
+                rows = self._rows(
+                    "SELECT value FROM memory WHERE chain = ? AND key = ?", chain, key
+                )
+                self._memory[chain, key] = rows[0][0] if rows else None
+            value = self._memory[chain, key]
+        return default if value is None else json.loads(value)
 
     def append(self, event: Event) -> None:
         """Returns at once; `flush` waits until it is on disk.
@@ -205,6 +212,24 @@ class Journal:
                 f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {_SCHEMA_VERSION}; COMMIT;"
             )
 
+    def _known(self) -> dict[str, Wanted]:
+        """Chains by name. Every worker asks for its own again and again, so they are kept until
+        somebody writes: this process, or another one, of which SQLite tells.
+        """
+        with self._lock:
+            (version,) = self._db.execute("PRAGMA data_version").fetchone()
+            if self._chains is None or version != self._version:
+                rows = self._rows(
+                    "SELECT name, number, file, up, closed FROM chain ORDER BY number"
+                )
+                self._version = version
+                self._memory.clear()
+                self._chains = {
+                    name: Wanted(name, number, Path(file), bool(up), bool(closed))
+                    for name, number, file, up, closed in rows
+                }
+            return self._chains
+
     def _rows(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
         with self._lock:
             return self._db.execute(sql, values).fetchall()
@@ -227,6 +252,8 @@ class Journal:
                     f"the journal {self._path} cannot be written: {error}",
                     hint="make room on its file system",
                 ) from error
+            finally:
+                self._chains = None
 
     def _roll_back(self) -> None:
         # SQLite has done so itself after a full disk.

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -230,3 +231,27 @@ def test_closed_twice(journal: Journal) -> None:
 
 def test_nobody_else_may_read_it(journal: Journal, path: Path) -> None:
     assert path.parent.stat().st_mode & 0o077 == 0
+
+
+def test_what_another_process_writes_is_seen(tmp_path: Path) -> None:
+    path = tmp_path / "journal.sqlite"
+    with closing(Journal(path)) as journal, closing(Journal(path)) as other:
+        journal.want("home", file=Path("/etc/chain.yaml"), up=True)
+        journal.remember("home", "names", {"a": 1})
+        assert not journal.chains()[0].closed
+        other.want("home", closed=True)
+        other.remember("home", "names", {"a": 2})
+        wanted = journal.chain("home")
+        assert wanted is not None
+        assert wanted.closed
+        assert journal.recall("home", "names") == {"a": 2}
+        other.forget("home")
+        assert journal.chain("home") is None
+        assert journal.recall("home", "names") is None
+
+
+def test_what_is_recalled_belongs_to_the_caller(tmp_path: Path) -> None:
+    with closing(Journal(tmp_path / "journal.sqlite")) as journal:
+        journal.remember("home", "names", {"a": 1})
+        journal.recall("home", "names").clear()
+        assert journal.recall("home", "names") == {"a": 1}
