@@ -21,7 +21,7 @@ import sys
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
@@ -85,6 +85,7 @@ class _Kept:
     descriptor: int
     inode: int
     netlink: IPRoute | None = None
+    sockets: dict[str, socket.socket] = field(default_factory=dict)
 
 
 class Namespaces:
@@ -134,6 +135,27 @@ class Namespaces:
         The socket is only for `work`: it belongs to the thread.
         """
         return self.call(ns, lambda: work(self._netlink(ns)))
+
+    def with_socket(
+        self,
+        ns: str,
+        purpose: str,
+        make: Callable[[], socket.socket],
+        work: Callable[[socket.socket], T],
+    ) -> T:
+        """`work` with the socket that `make` opened inside `ns`, kept for the next time.
+
+        It stays where it was opened, so nobody has to go there for what is done often. It belongs
+        to the thread, and is closed before the namespace is removed.
+        """
+
+        def use() -> T:
+            kept = self._keep(ns)
+            if purpose not in kept.sockets:
+                kept.sockets[purpose] = self._inside(ns, make)
+            return work(kept.sockets[purpose])
+
+        return self.call(_HOST, use)
 
     def descriptor(self, ns: str) -> int:
         """A descriptor of `ns` for netlink attributes; only within `call`, never to be closed."""
@@ -292,6 +314,8 @@ class Namespaces:
         kept = self._kept.pop(ns, None)
         if kept is None:
             return
+        for kept_socket in kept.sockets.values():
+            kept_socket.close()
         if kept.netlink is not None:
             kept.netlink.close()
             # The transport lets go of its socket in the loop's next round.

@@ -7,8 +7,6 @@ rtnetlink, since libbpf can only ask about a filter whose handle it knows.
 from __future__ import annotations
 
 import errno
-import os
-import socket
 import struct
 import sys
 from typing import NamedTuple
@@ -17,6 +15,7 @@ from chainctl.errors import MendHost
 from chainctl.net import libbpf
 from chainctl.net.libbpf import EGRESS, INGRESS
 from chainctl.net.libbpf_abi import BpfError
+from chainctl.net.netlink import ACK, DUMP, ask, open_netlink, pack_attribute, parse_attributes
 
 HANDLE = 0xC4A1
 """Ours. Other tools take 1, so that theirs and ours never replace each other."""
@@ -24,13 +23,9 @@ PRIORITY = 1
 
 _PARENT = {INGRESS: 0xFFFFFFF2, EGRESS: 0xFFFFFFF3}
 _RTM_DELTFILTER, _RTM_GETTFILTER = 45, 46
-_REQUEST, _ACK, _DUMP = 0x1, 0x4, 0x300
-_NLMSG_ERROR, _NLMSG_DONE = 2, 3
 _TCA_KIND, _TCA_OPTIONS = 1, 2
 _TCA_BPF_FLAGS, _TCA_BPF_ID = 8, 11
-_HEADER = struct.Struct("=IHHII")
 _TCMSG = struct.Struct("=B3xiIII")
-_ATTRIBUTE = struct.Struct("=HH")
 
 
 class Filter(NamedTuple):
@@ -78,7 +73,7 @@ def detach(ifindex: int, where: int) -> None:
 
 def read_filters(ifindex: int, where: int) -> list[Filter]:
     """The filters in the order in which they judge; none when there is no hook or no link."""
-    replies = _ask(_RTM_GETTFILTER, _DUMP, _tcmsg(ifindex, 0, where, 0))
+    replies = _ask(_RTM_GETTFILTER, DUMP, _tcmsg(ifindex, 0, where, 0))
     return [one for one in map(_parse_filter, replies) if one.handle]
 
 
@@ -103,9 +98,8 @@ def remove_others(ifindex: int, where: int) -> None:
     for one in read_filters(ifindex, where):
         if not one.is_ours:
             message = _tcmsg(ifindex, one.handle, where, one.priority << 16 | one.protocol)
-            kind = one.kind.encode() + b"\0"
-            attribute = _ATTRIBUTE.pack(_ATTRIBUTE.size + len(kind), _TCA_KIND) + kind
-            _ask(_RTM_DELTFILTER, _ACK, message + attribute + b"\0" * (-len(attribute) % 4))
+            kind = pack_attribute(_TCA_KIND, one.kind.encode() + b"\0")
+            _ask(_RTM_DELTFILTER, ACK, message + kind)
 
 
 def _tcmsg(ifindex: int, handle: int, where: int, info: int) -> bytes:
@@ -113,50 +107,21 @@ def _tcmsg(ifindex: int, handle: int, where: int, info: int) -> bytes:
 
 
 def _ask(kind: int, flags: int, message: bytes) -> list[bytes]:
-    """The kernel's replies to one rtnetlink request, without their headers."""
-    replies: list[bytes] = []
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as link:
-        link.settimeout(5)
-        size = _HEADER.size + len(message)
-        link.send(_HEADER.pack(size, kind, _REQUEST | flags, 1, 0) + message)
-        while True:
-            received = link.recv(1 << 17)
-            at = 0
-            while at < len(received):
-                size, kind_of_reply, *_ = _HEADER.unpack_from(received, at)
-                body = received[at + _HEADER.size : at + size]
-                if kind_of_reply == _NLMSG_DONE:
-                    return replies
-                if kind_of_reply == _NLMSG_ERROR:
-                    return _refused(-struct.unpack_from("=i", body)[0]) or replies
-                replies.append(body)
-                at += size + -size % 4
-
-
-def _refused(number: int) -> list[bytes]:
     """No link and no filter are answers like others: there is nothing."""
-    if number in (0, errno.ENODEV, errno.ENOENT, errno.EINVAL):
-        return []
-    raise MendHost("C326", f"rtnetlink: {os.strerror(number)}")
+    try:
+        with open_netlink() as link:
+            return ask(link, kind, flags, message)
+    except OSError as error:
+        if error.errno in (errno.ENODEV, errno.ENOENT, errno.EINVAL):
+            return []
+        raise MendHost("C326", f"rtnetlink: {error.strerror}") from error
 
 
 def _parse_filter(message: bytes) -> Filter:
     _, _, handle, _, info = _TCMSG.unpack_from(message)
-    attributes = _parse_attributes(message[_TCMSG.size :])
-    options = _parse_attributes(attributes.get(_TCA_OPTIONS, b""))
+    attributes = parse_attributes(message, _TCMSG.size)
+    options = parse_attributes(attributes.get(_TCA_OPTIONS, b""))
     flags = int.from_bytes(options.get(_TCA_BPF_FLAGS, b""), sys.byteorder)
     number = int.from_bytes(options.get(_TCA_BPF_ID, b""), sys.byteorder)
     kind = attributes.get(_TCA_KIND, b"").rstrip(b"\0").decode()
     return Filter(info >> 16, info & 0xFFFF, handle, kind, number if flags & 1 and number else None)
-
-
-def _parse_attributes(data: bytes) -> dict[int, bytes]:
-    found = {}
-    at = 0
-    while at + _ATTRIBUTE.size <= len(data):
-        size, kind = _ATTRIBUTE.unpack_from(data, at)
-        if size < _ATTRIBUTE.size:
-            break
-        found[kind & 0x3FFF] = data[at + _ATTRIBUTE.size : at + size]
-        at += size + -size % 4
-    return found

@@ -11,7 +11,7 @@ and `pins_whole` find that.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from ipaddress import IPv4Address
 from pathlib import Path
 
@@ -141,6 +141,10 @@ class PanelFilter:
             for key, value in self._maps["port_map"].rows().items()
         }
 
+    def port(self, ifindex: int) -> Port | None:
+        value = self._maps["port_map"].get(identity.U32.pack(ifindex))
+        return None if value is None else rows_of.parse_port(value)
+
     def remove_port(self, ifindex: int) -> None:
         self._maps["port_map"].drop(identity.U32.pack(ifindex))
 
@@ -148,12 +152,15 @@ class PanelFilter:
         """The wire that begins at `ifindex` ends at `far`, until `far` is deleted."""
         self._maps["far_map"].put(identity.U32.pack(ifindex), identity.U32.pack(far))
 
+    def far(self, ifindex: int) -> int | None:
+        """Where the wire that begins there ends."""
+        value = self._maps["far_map"].get(identity.U32.pack(ifindex))
+        return None if value is None else rows_of.to_number(value)
+
     def fars(self) -> dict[int, int]:
-        found = {}
-        for key in self._maps["far_map"].scan():
-            if far := self._maps["far_map"].get(key):
-                found[rows_of.to_number(key)] = rows_of.to_number(far)
-        return found
+        ends = {rows_of.to_number(key): None for key in self._maps["far_map"].scan()}
+        found = {index: self.far(index) for index in ends}
+        return {index: far for index, far in found.items() if far is not None}
 
     def remove_far(self, ifindex: int) -> None:
         self._maps["far_map"].drop(identity.U32.pack(ifindex))
@@ -171,9 +178,12 @@ class PanelFilter:
         self._maps["wire_map"].put_all(rows)
         self._drop_idle_fragment_rows()
 
-    def wires(self) -> list[WireRow]:
+    def wires(self, of: Container[int] | None = None) -> list[WireRow]:
+        """All, or those that begin at the ports `of`."""
         found = (
-            rows_of.parse_wire(key, value) for key, value in self._maps["wire_map"].rows().items()
+            rows_of.parse_wire(key, value)
+            for key, value in self._maps["wire_map"].rows().items()
+            if of is None or rows_of.to_number(key[:4]) in of
         )
         return [wire for wire in found if wire is not None]
 
@@ -222,19 +232,28 @@ class PanelFilter:
         """What is in force, to be compared with `compile_policy`; None when flows or classes
         have no place, so that rows would not be what they seem.
         """
-        classes = self._maps["port_class"]
-        for port, expected in CLASS_OF_PORT.items():
-            if classes.get(identity.U32.pack(port)) != identity.CLASS.pack(expected):
-                return None
+        if not self.classes_whole():
+            return None
         if self._maps["flow_map"].get(identity.U32.pack(scope)) is None:
             return None
         return rows_of.parse_rows(
             scope, {name: self._maps[name].rows() for name in rows_of.POLICY_MAPS}
         )
 
+    def classes_whole(self) -> bool:
+        classes = self._maps["port_class"]
+        return all(
+            classes.get(identity.U32.pack(port)) == identity.CLASS.pack(expected)
+            for port, expected in CLASS_OF_PORT.items()
+        )
+
+    def flow_scopes(self) -> frozenset[int]:
+        """The scopes that have a place for flows."""
+        return frozenset(rows_of.to_number(key) for key in self._maps["flow_map"].scan())
+
     def scopes(self) -> set[int]:
         """Every scope that has flows or rows of any kind."""
-        found = {rows_of.to_number(key) for key in self._maps["flow_map"].scan()}
+        found = set(self.flow_scopes())
         for name in rows_of.POLICY_MAPS:
             found |= {rows_of.scope_of(name, key) for key in self._maps[name].rows()}
         return found
@@ -277,11 +296,25 @@ class PanelFilter:
     def close_gate(self, ifindex: int) -> None:
         self._maps["gate_map"].drop(identity.U32.pack(ifindex))
 
+    def gate(self, ifindex: int) -> int:
+        """Boot time in nanoseconds until which it is open; 0: it is shut."""
+        value = self._maps["gate_map"].get(identity.U32.pack(ifindex))
+        return int(identity.U64.unpack(value)[0]) if value else 0
+
     def gates(self) -> dict[int, int]:
         return {
             rows_of.to_number(key): int(identity.U64.unpack(value)[0])
             for key, value in self._maps["gate_map"].rows().items()
         }
+
+    # --- as a whole
+
+    def raw_rows(self, name: str) -> tuple[bytes, bytes]:
+        """A map as it is, to be compared with what it was."""
+        return self._maps[name].raw()
+
+    def split_rows(self, name: str, raw: tuple[bytes, bytes]) -> dict[bytes, bytes]:
+        return self._maps[name].split(raw)
 
     # --- what it has seen
 

@@ -247,11 +247,14 @@ def _clients(chain: Chain) -> Iterator[Part]:
     yield Forwarding(chain.host_link)
     if not chain.uplink.forwarded_before:
         yield Forwarding(chain.uplink.interface)
-    for hop in chain.hops:
-        for tunnel in hop.tunnels:
-            name = chain.client_name(hop, tunnel.slot)
-            ns, link = chain.namespace(hop), tunnel.slot.link
-            if tunnel.engine is not Engine.KERNEL:
-                uid = chain.uid(hop, tunnel.slot)
-                yield Client(name, ns, link, uid, tunnel.image, chain.runtime)
-            yield TunnelConfig(name, ns, link, tunnel.config.digest)
+    tunnels = [(hop, tunnel) for hop in chain.hops for tunnel in hop.tunnels]
+    # All are begun before the first one is waited for: that is what a configuration does.
+    for hop, tunnel in tunnels:
+        if tunnel.engine is not Engine.KERNEL:
+            name, ns = chain.client_name(hop, tunnel.slot), chain.namespace(hop)
+            uid = chain.uid(hop, tunnel.slot)
+            link = tunnel.slot.link
+            yield Client(name, ns, link, uid, tunnel.image, chain.runtime)
+    for hop, tunnel in tunnels:
+        name, ns = chain.client_name(hop, tunnel.slot), chain.namespace(hop)
+        yield TunnelConfig(name, ns, tunnel.slot.link, tunnel.config.digest)

@@ -9,7 +9,9 @@ from __future__ import annotations
 import contextlib
 import ctypes as c
 import errno
+import mmap
 import os
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -44,6 +46,8 @@ class Map:
     def __init__(self, fd: int) -> None:
         self.fd = fd
         self.info = read_map_info(fd)
+        self._reading = threading.Lock()
+        self._room: tuple[mmap.mmap, mmap.mmap] | None = None
 
     def put(self, key: bytes, value: bytes) -> None:
         self._check(key, value)
@@ -83,22 +87,38 @@ class Map:
 
     def rows(self) -> dict[bytes, bytes]:
         """Everything in a map that can be read in batches: one call, 12 ms for 60 000 rows."""
+        return self.split(self.raw())
+
+    def raw(self) -> tuple[bytes, bytes]:
+        """The same as it comes: all keys, and all values. Equal if nothing has changed."""
+        with self._reading:
+            return self._read()
+
+    def _read(self) -> tuple[bytes, bytes]:
         size = self.info.max_entries
-        keys = c.create_string_buffer(size * self.info.key_size)
-        values = c.create_string_buffer(size * self.info.value_size)
+        if self._room is None:
+            # Of anonymous memory only what the kernel writes to is ever there.
+            self._room = (
+                mmap.mmap(-1, size * self.info.key_size),
+                mmap.mmap(-1, size * self.info.value_size),
+            )
+        keys, values = ((c.c_char * len(room)).from_buffer(room) for room in self._room)
         cursor = c.create_string_buffer(max(self.info.key_size, 8))
         count, options = c.c_uint32(size), abi.BatchOptions.new()
         with _absent_is_fine():
             abi.lib().bpf_map_lookup_batch(
                 self.fd, None, cursor, keys, values, c.byref(count), c.byref(options)
             )
-        return dict(
-            zip(
-                _pieces(keys, count.value, self.info.key_size),
-                _pieces(values, count.value, self.info.value_size),
-                strict=True,
-            )
+        return (
+            self._room[0][: count.value * self.info.key_size],
+            self._room[1][: count.value * self.info.value_size],
         )
+
+    def split(self, raw: tuple[bytes, bytes]) -> dict[bytes, bytes]:
+        """Rows from what `raw` returned."""
+        sizes = self.info.key_size, self.info.value_size
+        keys, values = (_pieces(part, size) for part, size in zip(raw, sizes, strict=True))
+        return dict(zip(keys, values, strict=True))
 
     def _check(self, key: bytes, value: bytes) -> None:
         if (len(key), len(value)) != (self.info.key_size, self.info.value_size):
@@ -111,8 +131,7 @@ def _pin(root: Path | None, name: str) -> Path:
     return root / name
 
 
-def _pieces(buffer: c.Array[c.c_char], count: int, size: int) -> Iterator[bytes]:
-    whole = memoryview(buffer)[: count * size].tobytes()
+def _pieces(whole: bytes, size: int) -> Iterator[bytes]:
     return (whole[at : at + size] for at in range(0, len(whole), size))
 
 
@@ -295,6 +314,15 @@ def tcx_programs(ifindex: int, where: int) -> list[int]:
             return []
         raise
     return list(ids[: options.prog_cnt])
+
+
+def newest_program(after: int) -> int:
+    """The highest id of a loaded program from `after` on; ids are not used again soon."""
+    number = c.c_uint32(after)
+    with _absent_is_fine():
+        while True:
+            abi.lib().bpf_prog_get_next_id(number.value, c.byref(number))
+    return number.value
 
 
 def run_program(fd: int, frame: bytes, context: bytes = b"") -> int:

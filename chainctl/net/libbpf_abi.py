@@ -154,6 +154,7 @@ _ANSWER_ERRNO: dict[str, list[Any]] = {
     "bpf_map_get_next_key": [_I, _P, _P],
     "bpf_map_get_fd_by_id": [_U],
     "bpf_prog_get_fd_by_id": [_U],
+    "bpf_prog_get_next_id": [_U, _P],
     "bpf_prog_query_opts": [_I, _I, _P],
     "bpf_prog_test_run_opts": [_I, _P],
     "bpf_obj_get": [_S],

@@ -9,14 +9,16 @@ from __future__ import annotations
 import errno
 import functools
 import hashlib
+import math
 import socket
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias, TypeVar, assert_never
 
 from chainctl.errors import MendHost
-from chainctl.host import sysctl, tun
+from chainctl.host import clock, sysctl, tun
 from chainctl.host.netns import FORWARDING, Namespaces
 from chainctl.model.parts import (
     HOST,
@@ -35,7 +37,10 @@ from chainctl.model.parts import (
     Tun,
     Up,
 )
-from chainctl.net import links_seen, rtnl
+from chainctl.net import links_seen, rtnl, rtnl_read
+from chainctl.net.changes import Changes
+from chainctl.net.links_seen import Sight
+from chainctl.net.netlink import open_netlink
 from chainctl.net.rtnl import IPRoute
 
 LinkPart: TypeAlias = (
@@ -52,6 +57,15 @@ _ABSENT = {
 }
 
 
+@dataclass(frozen=True)
+class _Seen:
+    inode: int | None
+    count: int
+    """Of changes in the namespace before it was looked at."""
+    at: float
+    sight: Sight
+
+
 class Links:
     """Makes, changes, removes and lists the parts of LinkPart. Safe to use from any thread.
 
@@ -61,8 +75,10 @@ class Links:
     else holds what is needed.
     """
 
-    def __init__(self, namespaces: Namespaces) -> None:
+    def __init__(self, namespaces: Namespaces, changes: Changes) -> None:
         self._namespaces = namespaces
+        self._changes = changes
+        self._seen: dict[NsName, _Seen] = {}
 
     def make(self, part: LinkPart) -> None:
         """What exists already with the same content is left as it is."""
@@ -102,18 +118,21 @@ class Links:
         *,
         port_prefix: str,
         forwarding: Iterable[str] = (),
+        oldest: float = math.inf,
     ) -> list[Part]:
         """Every part in `namespaces` and, of one chain, those in the panel and the host's.
 
         `port_prefix` begins the names of the chain's ports; the host's end of such a port is
         the chain's too. `forwarding`: further links of the host whose forwarding is ours. A
         namespace whose settings are not as they should be is not listed, so that it is made
-        again; what it contains is.
+        again; what it contains is. What nobody was heard to change is not read again unless it
+        was read more than `oldest` seconds ago.
         """
         names = [ns for ns in namespaces if ns not in (HOST, PANEL)]
         have_panel = self._namespaces.inode(PANEL) is not None
         present = [ns for ns in names if self._namespaces.inode(ns) is not None]
-        sights = [self._look(ns) for ns in (HOST, *([PANEL] if have_panel else []), *present)]
+        places = (HOST, *([PANEL] if have_panel else []), *present)
+        sights = [self.sight(ns, oldest=oldest) for ns in places]
         found = links_seen.parts(sights, port_prefix=port_prefix)
         legs = [part.link for part in found if isinstance(part, Leg) and part.ns == HOST]
         return [*found, *self._forwarding({*legs, *forwarding})]
@@ -124,6 +143,8 @@ class Links:
         match part:
             case Namespace(name, forwarding):
                 self._namespaces.create(name, FORWARDING if forwarding else {})
+                # Nobody tells of most settings.
+                self._seen.pop(name, None)
             case Leg():
                 self._make_leg(part)
             case LanLeg():
@@ -238,6 +259,7 @@ class Links:
     def _remove(self, part: LinkPart) -> None:
         match part:
             case Namespace(name):
+                self.forget(name)
                 self._namespaces.remove(name)
             case Leg(port=port):
                 self._ask(PANEL, lambda r: rtnl.delete_link(r, port))
@@ -265,27 +287,49 @@ class Links:
 
     # Looking.
 
-    def _look(self, ns: NsName) -> links_seen.Sight:
-        def look(route: IPRoute) -> links_seen.Sight:
-            links = rtnl.read_links(route)
-            return links_seen.Sight(
+    def sight(self, ns: NsName, *, oldest: float = math.inf) -> Sight:
+        """The namespace as it is, not read again as long as nothing was heard of it."""
+        inode, now = self._namespaces.inode(ns), clock.boot_seconds()
+        known = self._seen.get(ns)
+        if (
+            known is not None
+            and (known.inode, known.count) == (inode, self._changes.count(ns))
+            and now - known.at <= oldest
+        ):
+            return known.sight
+        return self._namespaces.call(ns, lambda: self._look(ns, inode, now))
+
+    def forget(self, ns: NsName) -> None:
+        """It is to be removed."""
+        self._seen.pop(ns, None)
+        self._changes.forget(ns)
+
+    def _look(self, ns: NsName, inode: int | None, now: float) -> Sight:
+        self._changes.follow(ns)
+        # Before anything is read: what changes meanwhile makes the next one read again.
+        count = self._changes.count(ns)
+        with open_netlink() as link:
+            links = rtnl_read.read_links(link)
+            sight = Sight(
                 ns,
                 links=links,
-                addresses=rtnl.read_addresses(route),
-                routes=rtnl.read_routes(route),
-                rules=rtnl.read_rules(route),
-                panel=self._nsid(route, PANEL),
-                host=None if ns == HOST else self._nsid(route, HOST),
+                addresses=rtnl_read.read_addresses(link),
+                routes=rtnl_read.read_routes(link),
+                rules=rtnl_read.read_rules(link),
+                panel=self._nsid(link, PANEL),
+                host=None if ns == HOST else self._nsid(link, HOST),
                 forwarding=None if ns == HOST else self._is_forwarding(ns),
                 without_ipv6=_without_ipv6(links) if ns == HOST else frozenset(),
             )
+        if ns in (HOST, PANEL):
+            self._changes.know(ns, {each.index: each.name for each in links})
+        self._seen[ns] = _Seen(inode, count, now, sight)
+        return sight
 
-        return self._ask(ns, look)
-
-    def _nsid(self, route: IPRoute, ns: NsName) -> int | None:
+    def _nsid(self, link: socket.socket, ns: NsName) -> int | None:
         if ns != HOST and self._namespaces.inode(ns) is None:
             return None
-        return rtnl.read_nsid(route, self._namespaces.descriptor(ns))
+        return rtnl_read.read_nsid(link, self._namespaces.descriptor(ns))
 
     def _is_forwarding(self, ns: NsName) -> bool | None:
         if self._namespaces.holds(ns, FORWARDING):
@@ -324,8 +368,9 @@ class Links:
 
 
 def _remove_route(route: IPRoute, part: Route) -> None:
-    seen_there = (seen for seen in rtnl.read_routes(route) if not seen.kernels)
-    there = {(seen.table, seen.to, seen.metric) for seen in seen_there}
+    with open_netlink() as link:
+        routes = rtnl_read.read_routes(link)
+    there = {(seen.table, seen.to, seen.metric) for seen in routes if not seen.kernels}
     if (part.table, part.to, part.metric) in there:
         rtnl.delete_route(route, rtnl.RouteSeen(part.table, part.to, None, None, part.metric))
 

@@ -67,9 +67,12 @@ class Sight:
     """In the host's namespace: links on which IPv6 is off."""
 
 
+BRIDGE_PORT = "lan-"
+
+
 def bridge_port(ns: NsName, link: str) -> str:
     """The name of the host's end of a LanLeg into a bridge: at most 15 characters."""
-    return "lan-" + hashlib.sha256(f"{ns}/{link}".encode()).hexdigest()[:10]
+    return BRIDGE_PORT + hashlib.sha256(f"{ns}/{link}".encode()).hexdigest()[:10]
 
 
 def parts(sights: Iterable[Sight], *, port_prefix: str) -> list[Part]:

@@ -21,7 +21,6 @@ from pyroute2.netlink.exceptions import NetlinkError as NetlinkError
 from pyroute2.netlink.rtnl.fibmsg import fibmsg
 from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
 from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
-from pyroute2.netlink.rtnl.nsidmsg import nsidmsg
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
 Attributes: TypeAlias = Sequence[tuple[str, Any]]
@@ -30,22 +29,19 @@ LOCAL_TABLE = 255
 IFF_UP = 0x1
 IFF_NOARP = 0x80
 
-_REQUEST, _ACK, _DUMP = 0x1, 0x4, 0x300
+_REQUEST, _ACK = 0x1, 0x4
 _REPLACE, _EXCL, _CREATE, _APPEND = 0x100, 0x200, 0x400, 0x800
-_DUMP_INTR = 0x10
 
 _NEWLINK, _DELLINK, _GETLINK = 16, 17, 18
-_NEWADDR, _DELADDR, _GETADDR = 20, 21, 22
-_NEWROUTE, _DELROUTE, _GETROUTE = 24, 25, 26
-_NEWRULE, _DELRULE, _GETRULE = 32, 33, 34
-_GETNSID = 90
+_NEWADDR, _DELADDR = 20, 21
+_NEWROUTE, _DELROUTE = 24, 25
+_NEWRULE, _DELRULE = 32, 33
 
 _SKIP_STATISTICS = 8
 _UNICAST, _LOCAL, _UNREACHABLE = 1, 2, 7
 _SCOPE_UNIVERSE, _SCOPE_LINK, _SCOPE_HOST, _SCOPE_NOWHERE = 0, 253, 254, 255
 _PROTO_KERNEL, _PROTO_STATIC = 2, 4
 _TO_TABLE, _RULE_UNREACHABLE = 1, 7
-_NO_NSID = 0xFFFFFFFF
 _WHOLE_MARK = 0xFFFFFFFF
 
 
@@ -233,12 +229,6 @@ def delete_rule(route: IPRoute, priority: int) -> None:
     _ask(route, message, _DELRULE)
 
 
-def read_links(route: IPRoute) -> list[LinkSeen]:
-    message = ifinfmsg()
-    message["attrs"] = [("IFLA_EXT_MASK", _SKIP_STATISTICS)]
-    return [_link_seen(each) for each in _dump(route, message, _GETLINK)]
-
-
 def read_link(route: IPRoute, name: str) -> LinkSeen | None:
     message = ifinfmsg()
     message["attrs"] = [("IFLA_IFNAME", name), ("IFLA_EXT_MASK", _SKIP_STATISTICS)]
@@ -249,37 +239,6 @@ def read_link(route: IPRoute, name: str) -> LinkSeen | None:
             return None
         raise
     return _link_seen(answer)
-
-
-def read_addresses(route: IPRoute) -> list[AddressSeen]:
-    message = ifaddrmsg()
-    message["family"] = socket.AF_INET
-    return [
-        AddressSeen(each["index"], IPv4Interface((each.get_attr("IFA_LOCAL"), each["prefixlen"])))
-        for each in _dump(route, message, _GETADDR)
-    ]
-
-
-def read_routes(route: IPRoute) -> list[RouteSeen]:
-    """All tables, with the routes the kernel makes itself."""
-    message = rtmsg()
-    message["family"] = socket.AF_INET
-    return [_route_seen(each) for each in _dump(route, message, _GETROUTE)]
-
-
-def read_rules(route: IPRoute) -> list[RuleSeen]:
-    message = fibmsg()
-    message["family"] = socket.AF_INET
-    return [_rule_seen(each) for each in _dump(route, message, _GETRULE)]
-
-
-def read_nsid(route: IPRoute, namespace: int) -> int | None:
-    """The number by which the socket's namespace knows another, None while it has no need."""
-    message = nsidmsg()
-    message["attrs"] = [("NETNSA_FD", namespace)]
-    (answer,) = route.nlm_request(message, _GETNSID, _REQUEST)
-    number = answer.get_attr("NETNSA_NSID")
-    return None if number == _NO_NSID else number
 
 
 def _add_link(route: IPRoute, attributes: Attributes, *, flags: int = 0) -> None:
@@ -315,16 +274,6 @@ def _ask(route: IPRoute, message: Any, kind: int, flags: int = 0) -> None:
     route.nlm_request(message, kind, _REQUEST | _ACK | flags)
 
 
-def _dump(route: IPRoute, message: Any, kind: int) -> tuple[Any, ...]:
-    """All answers. A table that changed during the dump is asked for again."""
-    answers: tuple[Any, ...] = ()
-    for _ in range(10):
-        answers = route.nlm_request(message, kind, _REQUEST | _DUMP)
-        if not any(each["header"]["flags"] & _DUMP_INTR for each in answers):
-            break
-    return answers
-
-
 def _link_seen(message: Any) -> LinkSeen:
     about = message.get_attr("IFLA_LINKINFO")
     details = about and about.get_attr("IFLA_INFO_DATA")
@@ -338,68 +287,4 @@ def _link_seen(message: Any) -> LinkSeen:
         peer_nsid=message.get_attr("IFLA_LINK_NETNSID"),
         master=message.get_attr("IFLA_MASTER"),
         details=tuple(details["attrs"]) if isinstance(details, dict) else (),
-    )
-
-
-_ROUTE_EXTRAS = ("RTA_GATEWAY", "RTA_VIA", "RTA_MULTIPATH", "RTA_ENCAP")
-_RULE_EXTRAS = (
-    "FRA_SRC",
-    "FRA_DST",
-    "FRA_OIFNAME",
-    "FRA_GOTO",
-    "FRA_TUN_ID",
-    "FRA_L3MDEV",
-    "FRA_UID_RANGE",
-    "FRA_IP_PROTO",
-    "FRA_SPORT_RANGE",
-    "FRA_DPORT_RANGE",
-    "FRA_SUPPRESS_IFGROUP",
-)
-_NO_SUPPRESSION = 0xFFFFFFFF
-_INVERTED = 2
-
-
-def _route_seen(message: Any) -> RouteSeen:
-    to = message.get_attr("RTA_DST") or "0.0.0.0"
-    index = message.get_attr("RTA_OIF")
-    source = message.get_attr("RTA_PREFSRC")
-    oddities = [name for name in _ROUTE_EXTRAS if message.get_attr(name) is not None]
-    metrics = dict((message.get_attr("RTA_METRICS") or {"attrs": ()})["attrs"])
-    mtu = metrics.pop("RTAX_MTU", None)
-    oddities += sorted(metrics)
-    if (message["type"], index is None) not in ((_UNICAST, False), (_UNREACHABLE, True)):
-        oddities.append(f"type {message['type']}")
-    if message["tos"]:
-        oddities.append(f"tos {message['tos']}")
-    return RouteSeen(
-        table=message.get_attr("RTA_TABLE"),
-        to=IPv4Network((to, message["dst_len"])),
-        index=index,
-        source=IPv4Address(source) if source else None,
-        metric=message.get_attr("RTA_PRIORITY") or 0,
-        oddity=", ".join(oddities),
-        kernels=message["proto"] == _PROTO_KERNEL,
-        mtu=mtu,
-    )
-
-
-def _rule_seen(message: Any) -> RuleSeen:
-    mask = message.get_attr("FRA_FWMASK")
-    oddities = [name for name in _RULE_EXTRAS if message.get_attr(name) is not None]
-    if mask not in (None, 0, _WHOLE_MARK):
-        oddities.append(f"mask {mask:#x}")
-    if message.get_attr("FRA_SUPPRESS_PREFIXLEN") not in (None, _NO_SUPPRESSION):
-        oddities.append("FRA_SUPPRESS_PREFIXLEN")
-    if message["action"] not in (_TO_TABLE, _RULE_UNREACHABLE):
-        oddities.append(f"action {message['action']}")
-    if message["flags"] & _INVERTED:
-        oddities.append("not")
-    if message["tos"]:
-        oddities.append(f"tos {message['tos']}")
-    return RuleSeen(
-        priority=message.get_attr("FRA_PRIORITY") or 0,
-        iif=message.get_attr("FRA_IIFNAME") or "",
-        mark=(message.get_attr("FRA_FWMARK") or 0) if mask else None,
-        table=message.get_attr("FRA_TABLE") if message["action"] == _TO_TABLE else None,
-        oddity=", ".join(oddities),
     )

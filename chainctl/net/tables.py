@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,22 +24,35 @@ from chainctl.host import clock, nft
 from chainctl.host.files import ensure_dir, write_atomic
 from chainctl.host.netns import Namespaces
 from chainctl.model.parts import HOST, DockerRule, NftTable, NsName
+from chainctl.net.changes import Changes
+from chainctl.net.gate import NftGate
 from chainctl.net.guard import GATE_SET, TABLE
 
 CHANGED = "(changed by somebody else)"
 """Stands for the rules of a table that are not the ones we wrote."""
 
 _GATE = f"inet {TABLE} {GATE_SET}"
-_UPWARD = '"up0"'
-"""What the gateway forwards crosses this link, either way."""
 _DOCKER_CHAIN = "ip filter DOCKER-USER"
 
 
+@dataclass(frozen=True)
+class _Seen:
+    inode: int | None
+    count: int
+    """Of changes to tables in the namespace before this one was listed."""
+    at: float
+    listing: str | None
+    """Its hash; None: there was no such table."""
+
+
 class Tables:
-    def __init__(self, namespaces: Namespaces, memory: Path) -> None:
+    def __init__(self, namespaces: Namespaces, changes: Changes, memory: Path) -> None:
         """`memory`: directory for the hashes, gone after a reboot like the tables."""
         self._namespaces = namespaces
+        self._changes = changes
         self._memory = memory
+        self._gate = NftGate(namespaces, changes)
+        self._seen: dict[tuple[NsName, str], _Seen] = {}
         ensure_dir(memory, 0o700)
 
     def take_over(self) -> None:
@@ -75,28 +90,48 @@ class Tables:
         listing = self._namespaces.call(ns, partial(nft.read_table, "inet", table))
         return listing or ""
 
-    def observe(self, places: Iterable[tuple[NsName, str]]) -> Iterator[NftTable]:
-        """The tables among `places` (namespace, table) that exist."""
+    def observe(
+        self, places: Iterable[tuple[NsName, str]], *, oldest: float = math.inf
+    ) -> Iterator[NftTable]:
+        """The tables among `places` (namespace, table) that exist.
+
+        A table is listed again when somebody was heard to change one there, or after `oldest`
+        seconds.
+        """
         for ns, table in places:
-            listing = self._namespaces.call(ns, partial(nft.read_table, "inet", table))
-            if listing is None:
+            seen = self._look(ns, table, oldest)
+            if seen.listing is None:
                 continue
             remembered = self._remembered(ns, table)
-            ours = remembered.get("listing") == _hash(listing)
+            ours = remembered.get("listing") == seen.listing
             yield NftTable(ns, table, remembered["rules"] if ours else CHANGED)
 
-    def open_gate(self, gateway: NsName, until_boot_ns: int) -> None:
-        """Let packets between LAN and chain pass until then.
+    def _look(self, ns: NsName, table: str, oldest: float) -> _Seen:
+        inode, now = self._namespaces.inode(ns), clock.boot_seconds()
+        count = self._changes.count(ns, tables=True)
+        known = self._seen.get((ns, table))
+        if (
+            known is not None
+            and (known.inode, known.count) == (inode, count)
+            and now - known.at <= oldest
+        ):
+            return known
 
-        Added, deleted and added again in one transaction: adding alone does not prolong an
-        element, and deleting one that has just expired fails (measured).
-        """
+        def look() -> _Seen:
+            self._changes.follow(ns)
+            # Before it is listed: what changes meanwhile makes the next one list it again.
+            count = self._changes.count(ns, tables=True)
+            listing = nft.read_table("inet", table)
+            return _Seen(inode, count, now, None if listing is None else _hash(listing))
+
+        seen = self._seen[ns, table] = self._namespaces.call(ns, look)
+        return seen
+
+    def open_gate(self, gateway: NsName, until_boot_ns: int) -> None:
+        """Let packets between LAN and chain pass until then. Raises MendHost C305."""
         left = (until_boot_ns - clock.boot_ns()) // 1_000_000
-        if left <= 0:
-            return
-        add = f"add element {_GATE} {{ {_UPWARD} timeout {left}ms }}\n"
-        delete = f"delete element {_GATE} {{ {_UPWARD} }}\n"
-        self._namespaces.call(gateway, lambda: nft.apply(add + delete + add))
+        if left > 0:
+            self._gate.open(gateway, left)
 
     def close_gate(self, gateway: NsName) -> None:
         """Nothing to do where there is no gateway, or no table: then nothing passes."""
@@ -107,6 +142,8 @@ class Tables:
 
     def forget(self, ns: NsName) -> None:
         """The namespace is gone, and its tables with it."""
+        for key in [key for key in self._seen if key[0] == ns]:
+            del self._seen[key]
         for path in self._memory.glob(f"{ns}@*"):
             path.unlink(missing_ok=True)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 
 from chainctl.errors import ChainctlError, MendHost, StepFailed
 from chainctl.host import clock
@@ -42,27 +43,43 @@ class Executor:
     ) -> None:
         """`done` is told of each step that was. Raises StepFailed; then the gate is shut and the
         rest of the plan was not touched."""
-        for step in steps:
-            begun = time.monotonic()
-            self._crash.pass_by("before", step)
-            try:
-                self._take(step, number, prove, open_gate)
-            except ChainctlError as error:
-                self._failed(step, error, number, chain)
-            except OSError as error:
-                cause = MendHost("C300", f"the kernel refused: {error}", hint="chainctl doctor")
-                self._failed(step, cause, number, chain)
-            self._crash.pass_by("after", step)
-            self._journal.append(
-                Event(
-                    _PAST[type(step)],
-                    self._name,
-                    describe_step(step),
-                    hop=_hop(chain, step),
-                    facts={"seconds": round(time.monotonic() - begun, 6)},
-                )
+        try:
+            for step in steps:
+                self._execute(step, number, chain, prove, open_gate)
+                done(step)
+        finally:
+            # Nothing goes on behind a plan that has ended. Who needs a client waited for it, so
+            # what fails here was begun by a plan that has failed already.
+            with suppress(ChainctlError, OSError):
+                self._machine.settle(self._name)
+
+    def _execute(
+        self,
+        step: Step,
+        number: int,
+        chain: Chain | None,
+        prove: Callable[[int], None],
+        open_gate: Callable[[], None],
+    ) -> None:
+        begun = time.monotonic()
+        self._crash.pass_by("before", step)
+        try:
+            self._take(step, number, prove, open_gate)
+        except ChainctlError as error:
+            self._failed(step, error, number, chain)
+        except OSError as error:
+            cause = MendHost("C300", f"the kernel refused: {error}", hint="chainctl doctor")
+            self._failed(step, cause, number, chain)
+        self._crash.pass_by("after", step)
+        self._journal.append(
+            Event(
+                _PAST[type(step)],
+                self._name,
+                describe_step(step),
+                hop=_hop(chain, step),
+                facts={"seconds": round(time.monotonic() - begun, 6)},
             )
-            done(step)
+        )
 
     def carry_out(self, what: str, act: Callable[[], None]) -> None:
         """A change that is in no plan, between crash points as a step is."""

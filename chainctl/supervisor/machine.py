@@ -6,9 +6,11 @@ link and the rows that speak of it) is put together here. Safe to use from sever
 
 from __future__ import annotations
 
+import math
 import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -54,6 +56,7 @@ from chainctl.model.parts import (
 from chainctl.model.secret import Secret
 from chainctl.net import guard
 from chainctl.net.bpffs import unmount_bpffs
+from chainctl.net.changes import Changes
 from chainctl.net.filter import (
     IDENTITY_OBJECT,
     TUN_OBJECT,
@@ -68,7 +71,7 @@ from chainctl.net.filter import (
 from chainctl.net.layout import layout
 from chainctl.net.links import Links, lasting_mac
 from chainctl.net.policy import compile_policy
-from chainctl.net.rtnl import IFF_NOARP, read_links
+from chainctl.net.rtnl import IFF_NOARP
 from chainctl.net.tables import Tables
 from chainctl.runtime.bundle import (
     OPENVPN_DIR,
@@ -88,6 +91,7 @@ from chainctl.runtime.wireguard_kernel import KernelWireGuard as KernelDevice
 from chainctl.runtime.wireguard_kernel import create_device, kernel_wireguard_available
 from chainctl.settings import Settings
 from chainctl.store.journal import Journal
+from chainctl.supervisor.news import News
 from chainctl.supervisor.plan import Change, Remove, Step
 from chainctl.supervisor.words import describe_side
 
@@ -97,19 +101,25 @@ _FIRST_PORT_IDENTITY = 256
 _OPENVPN = "openvpn"
 _ENDS = (Client, TunnelConfig)
 """With another one of these a client is another process."""
+_STARTERS = 4
+"""Clients that start at the same time; each start keeps half a core busy for 60 ms."""
 
 
 class Machine:
     def __init__(self, settings: Settings) -> None:
         self.namespaces = Namespaces(settings.netns_dir)
         self._settings = settings
-        self._links = Links(self.namespaces)
-        self._tables = Tables(self.namespaces, settings.run_dir / "tables")
+        self._changes = Changes(self.namespaces)
+        self._links = Links(self.namespaces, self._changes)
+        self._tables = Tables(self.namespaces, self._changes, settings.run_dir / "tables")
+        self._news = News(self.namespaces, self._links, self._changes)
         self._docker = DockerClients(settings, self._packed)
         self._runtimes: dict[RuntimeKind, Runtime] = {
             RuntimeKind.EMBEDDED: Clients(settings),
             RuntimeKind.DOCKER: self._docker,
         }
+        self._starters = ThreadPoolExecutor(_STARTERS, thread_name_prefix="client")
+        self._starting: dict[str, Future[int]] = {}
         self._filter: PanelFilter | None = None
         self._images: dict[ImageKind, Image] = {}
         self._archives: dict[str, Archive] = {}
@@ -124,10 +134,12 @@ class Machine:
 
     def close(self) -> None:
         """Everything stays in force; the gates shut when their time is over."""
+        self._starters.shutdown()
         with self._lock:
             if self._filter is not None:
                 self._filter.close()
                 self._filter = None
+        self._changes.close()
         self.namespaces.close()
 
     def configure(self, chain: Chain) -> None:
@@ -203,14 +215,26 @@ class Machine:
 
     # What is.
 
-    def observe(self, name: str, number: int, chain: Chain | None, uplink: str = "") -> list[Part]:
-        """Every part of the chain that exists. `uplink`: a host's link that forwards for us."""
+    def observe(
+        self,
+        name: str,
+        number: int,
+        chain: Chain | None,
+        uplink: str = "",
+        *,
+        oldest: float = math.inf,
+    ) -> list[Part]:
+        """Every part of the chain that exists. `uplink`: a host's link that forwards for us.
+
+        `oldest`: seconds after which what nobody was heard to change is read again all the same.
+        """
         with self._lock:
             mine = [NsName(ns) for ns in self.namespaces.names() if ns.startswith(f"{name}.")]
             found = self._links.observe(
                 [PANEL, *mine],
                 port_prefix=f"c{number}-",
                 forwarding=[uplink] if uplink else [],
+                oldest=oldest,
             )
             found = [self._held(part) if isinstance(part, Namespace) else part for part in found]
             found += self._lost_anchors(name)
@@ -220,7 +244,7 @@ class Machine:
             if self.namespaces.inode(PANEL):
                 places.append((PANEL, guard.TABLE))
             places.append((HOST, f"{guard.TABLE}-{name}"))
-            found += self._tables.observe(places)
+            found += self._tables.observe(places, oldest=oldest)
             docker = self._tables.observe_docker_rule(f"chain{number}")
             found += [docker] if docker else []
             if PANEL in present:
@@ -245,7 +269,7 @@ class Machine:
         """The host's leg whose panel is gone. Nobody else makes a veth without ARP."""
         if any(part.key == ("link", HOST, link) for part in found):
             return []
-        seen = self.namespaces.netlink(HOST, read_links)
+        seen = self._links.sight(HOST).links
         ours = [one for one in seen if one.name == link and one.kind == "veth"]
         return [ForeignLink(HOST, link, "veth") for one in ours if one.flags & IFF_NOARP]
 
@@ -255,29 +279,25 @@ class Machine:
         names = {index: PortName(name) for name, index in self._ports().items()}
         mine = {index: name for index, name in names.items() if name.startswith(prefix)}
         table = self._opened()
-        for index, row in table.ports().items():
-            if index in mine:
+        for index, name in mine.items():
+            if row := table.port(index):
                 gate = names.get(row.gate)
-                yield PortRow(mine[index], row.mode, row.address, row.far_mtu, row.scope, gate)
-        for index, far in table.fars().items():
-            if index in mine and far in names:
-                yield FarEnd(mine[index], names[far])
-        for wire in table.wires():
-            if wire.ifindex in mine:
-                ends = wire.source, wire.source_port, wire.destination, wire.destination_port
-                yield WireTuple(mine[wire.ifindex], *ends, wire.protocol, wire.fragments)
+                yield PortRow(name, row.mode, row.address, row.far_mtu, row.scope, gate)
+            if (far := table.far(index)) in names:
+                yield FarEnd(name, names[far])
+        for wire in table.wires(mine):
+            ends = wire.source, wire.source_port, wire.destination, wire.destination_port
+            yield WireTuple(mine[wire.ifindex], *ends, wire.protocol, wire.fragments)
         yield from self._observe_policy(number + 1, chain)
         attached = self._in_panel(lambda: [index for index in mine if table.attached(index)])
         yield from (PortFilter(mine[index]) for index in attached)
 
     def _observe_policy(self, scope: int, chain: Chain | None) -> Iterator[Part]:
         table = self._opened()
-        if scope not in table.scopes():
-            return
         wanted = _policy_of(chain, scope) if chain else None
         if wanted is not None and table.policy(scope) == compile_policy(wanted):
             yield wanted
-        else:
+        elif scope in table.scopes():
             yield ClientPolicy(scope, (), (), ())
 
     def _observe_tunnels(
@@ -326,7 +346,11 @@ class Machine:
     # What to do.
 
     def make(self, part: Part) -> None:
-        """Bring it into being; the second time nothing happens."""
+        """Bring it into being; the second time nothing happens.
+
+        A client is only begun, so that several start at the same time. What needs it waits for
+        it, at the latest `settle`, and raises what went wrong.
+        """
         match part:
             case Namespace():
                 self._make_namespace(part)
@@ -354,9 +378,11 @@ class Machine:
                 self.namespaces.call(ns, lambda: attach_tun(TUN_OBJECT, _index(link), address))
             case KernelWireGuard(ns, link, mtu):
                 self.namespaces.call(ns, lambda: create_device(link, mtu))
-            case Client():
-                self._runtimes[part.runtime].start(self._client(part))
+            case Client(name):
+                start = self._runtimes[part.runtime].start
+                self._starting[name] = self._starters.submit(start, self._client(part))
             case TunnelConfig(name, ns, link):
+                self._wait_until_started(name)
                 self._configure_tunnel(name, ns, link)
             case ForeignLink():
                 raise AssertionError("nobody wants a foreign link")
@@ -404,9 +430,21 @@ class Machine:
                 table, index = self._opened(), self._port_index(port)
                 self._in_panel(lambda: table.detach(index))
             case Client(name):
+                with suppress(ChainctlError):
+                    self._wait_until_started(name)
                 self._runtimes[part.runtime].stop(name)
             case TunFilter() | TunnelConfig():
                 pass  # They go with the device and with the client.
+
+    def settle(self, name: str) -> None:
+        """No client of the chain is in the middle of starting. Raises why one did not start."""
+        for client in [key for key in self._starting if key.startswith(f"{name}.")]:
+            self._wait_until_started(client)
+
+    def _wait_until_started(self, client: str) -> None:
+        starting = self._starting.pop(client, None)
+        if starting is not None:
+            starting.result()
 
     def clean(self, name: str, number: int, *, last: bool) -> None:
         """After the last part: rows of ports that are no more, and with the last chain the maps."""
@@ -437,9 +475,7 @@ class Machine:
         """Boot time in nanoseconds until which the chain's gate is open; 0: it is shut."""
         with self._lock:
             index = self._ports().get(f"c{number}-gw")
-            if index is None or self._filter is None:
-                return self._opened().gates().get(index, 0) if index else 0
-            return self._filter.gates().get(index, 0)
+            return 0 if index is None else self._opened().gate(index)
 
     def open_gate(self, chain: Chain, until_boot_ns: int) -> None:
         """Both copies: in the filter, and in the gateway's nft table."""
@@ -457,6 +493,29 @@ class Machine:
                     self._opened().close_gate(index)
             finally:
                 self._tables.close_gate(NsName(f"{name}.gateway"))
+
+    # What others do.
+
+    @property
+    def heard(self) -> tuple[int, ...]:
+        """Descriptors that become readable when somebody changes something."""
+        return self._changes.routing.fileno(), self._changes.tables.fileno()
+
+    def news(self, *, rows: bool, pins: bool) -> frozenset[str] | None:
+        """Chains of which something changed since the last call; None: it may be any.
+
+        `rows`: compare the filter's rows as well, and ask for programs that nobody told of.
+        `pins`: something was mounted or unmounted.
+        """
+        numbers = {chain.number: name for name, chain in self._chains.items()}
+        with self._lock:
+            found: frozenset[str] = frozenset()
+            if rows and self.namespaces.inode(PANEL) is not None:
+                if self._replace_filter_without_pins():
+                    return None
+                found = self._news.of_rows(self._opened(), numbers)
+            touched = self._news.of_changes(numbers, pins=pins)
+        return None if touched is None else found | touched
 
     def tunnel_status(self, chain: Chain, hop: Hop) -> WireGuardStatus | OpenVpnStatus | None:
         """What the engine says of the hop's tunnel; None when it does not answer."""
@@ -531,16 +590,21 @@ class Machine:
                 self._filter = PanelFilter.open(IDENTITY_OBJECT, self._settings.bpf_dir)
             return self._filter
 
-    def _replace_filter_without_pins(self) -> None:
-        """What is attached goes on without pins, by its old rows: shut it, load a new one."""
+    def _replace_filter_without_pins(self) -> bool:
+        """What is attached goes on without pins, by its old rows: shut it, load a new one.
+
+        Returns whether it was so.
+        """
         with self._lock:
             table = self._opened()
-            if not table.pins_whole():
-                for index in table.gates():
-                    table.close_gate(index)
-                self._drop_filter()
-                mount_bpffs(self._settings.bpf_dir)
-                remove_pins(self._settings.bpf_dir)
+            if table.pins_whole():
+                return False
+            for index in table.gates():
+                table.close_gate(index)
+            self._drop_filter()
+            mount_bpffs(self._settings.bpf_dir)
+            remove_pins(self._settings.bpf_dir)
+            return True
 
     def _drop_filter(self) -> None:
         if self._filter is not None:
@@ -671,7 +735,7 @@ class Machine:
         """Index by name of everything in the panel; empty when there is none."""
         if self.namespaces.inode(PANEL) is None:
             return {}
-        return self._in_panel(lambda: {name: index for index, name in socket.if_nameindex()})
+        return {link.name: link.index for link in self._links.sight(PANEL).links}
 
     def _port_index(self, port: PortName) -> int:
         index = self._ports().get(port)

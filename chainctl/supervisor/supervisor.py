@@ -13,6 +13,7 @@ from chainctl.store.journal import Journal
 from chainctl.supervisor.crash import CrashPoints
 from chainctl.supervisor.execute import Progress
 from chainctl.supervisor.machine import Machine
+from chainctl.supervisor.pulse import Pulse, pace
 from chainctl.supervisor.sniffer import Sniffer
 from chainctl.supervisor.status import describe
 from chainctl.supervisor.ticks import Ticks
@@ -31,6 +32,7 @@ class Supervisor:
         self._crash = CrashPoints()
         self._workers: dict[str, Worker] = {}
         self._lock = threading.Lock()
+        self._pulse = Pulse(self._machine, self._running)
 
     def adopt_all(self) -> None:
         """Take over the chains that were wanted when the last supervisor ended."""
@@ -40,6 +42,7 @@ class Supervisor:
 
     def close(self) -> None:
         self._ticks.close()
+        self._pulse.close()
         for worker in self._workers.values():
             worker.stop()
         self._sniffer.close()
@@ -133,5 +136,10 @@ class Supervisor:
                     sniffer=self._sniffer,
                     ticks=self._ticks,
                     crash=self._crash,
+                    tick=lambda: pace(len(self._workers)),
                 )
             return self._workers[name]
+
+    def _running(self) -> dict[str, Worker]:
+        with self._lock:
+            return dict(self._workers)

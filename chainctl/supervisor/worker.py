@@ -1,13 +1,14 @@
 """One chain's worker: the only thread that changes anything of that chain.
 
 Requests and observations put a reason into its queue; it walks gather, resolve, observe,
-plan, execute. In between it looks at the chain every `_TICK` seconds: refreshes the gate for as
-long as every hop is proved, and compares what is there with what should be. Start, repair
-and recovery after a crash are the same walk.
+plan, execute. In between it refreshes the gate for as long as every hop is proved, and compares
+what is there with what should be whenever it is told that something may have changed (`disturb`).
+Start, repair and recovery after a crash are the same walk.
 """
 
 from __future__ import annotations
 
+import math
 import queue
 import threading
 import time
@@ -50,8 +51,8 @@ from chainctl.supervisor.words import describe_part, describe_plan, hop_of
 
 GATE_TIMEOUT = 4.0
 """Seconds after the last proof at which the kernel shuts the gate by itself."""
-_TICK = 0.5
-_LOOK_EVERY = 1.0
+THOROUGH = 30.0
+"""Seconds after which a thorough look trusts nothing that was read before."""
 
 
 @dataclass
@@ -123,8 +124,11 @@ class Worker(Rotating):
         sniffer: Sniffer,
         ticks: Ticks,
         crash: CrashPoints,
+        tick: Callable[[], float] = lambda: 0.5,
     ) -> None:
+        """`tick`: seconds between two refreshes of the gate."""
         self.name = name
+        self._tick = tick
         self.state = State(closed_since=clock.boot_seconds())
         self._machine = machine
         self._journal = journal
@@ -132,8 +136,10 @@ class Worker(Rotating):
         self._ticks = ticks
         self._executor = Executor(machine, journal, crash, chain_name=name)
         self._queue: queue.Queue[_Request | None] = queue.Queue()
-        self._looked_at = 0.0
         self._waiting_since = 0.0
+        self._compared_at = 0.0
+        self._disturbed = threading.Event()
+        self._thoroughly = threading.Event()
         self._retry_at = 0.0
         self._failures = 0
         self._gathered = None
@@ -227,6 +233,16 @@ class Worker(Rotating):
         for hop in chain.hops:
             self._sniffer.prove(self._key(hop), patience=FRESH)
 
+    def disturb(self) -> None:
+        """Something of the chain may have been changed: compare what is with what should be."""
+        self._disturbed.set()
+        self._alarm()
+
+    def look_thoroughly(self) -> None:
+        """The same, without trusting that every change is heard of."""
+        self._thoroughly.set()
+        self.disturb()
+
     def _submit(self, act: Callable[[], None], *, patience: float | None = None) -> None:
         request = _Request(act)
         self._queue.put(request)
@@ -238,7 +254,7 @@ class Worker(Rotating):
         while True:
             self._waiting_since = clock.boot_seconds()
             try:
-                request = self._queue.get(timeout=_TICK)
+                request = self._queue.get(timeout=self._tick())
             except queue.Empty:
                 request = _Request(self._look)
             if request is None:
@@ -365,6 +381,8 @@ class Worker(Rotating):
             done=partial(self._say_repaired, chain) if repairs else _unsaid,
         )
         self._watch(chain)
+        # What was made is not heard of before it was looked at.
+        self._disturbed.set()
         self._update(problem=None)
         self._failures = 0
         self._take_stock(chain)
@@ -427,7 +445,7 @@ class Worker(Rotating):
         if chain is not None:
             for hop in chain.hops:
                 self._sniffer.ask_now(self._key(hop))
-        self._looked_at = 0.0
+        self._disturbed.set()
         self._look()
 
     def _watch(self, chain: Chain) -> None:
@@ -454,8 +472,7 @@ class Worker(Rotating):
 
     def _client_ended(self) -> None:
         """On the sniffer's thread: a VPN client is gone, so look at everything at once."""
-        self._looked_at = 0.0
-        self._alarm()
+        self.disturb()
 
     def _alarm(self) -> None:
         """On the sniffer's thread: have a look now, not at the next tick."""
@@ -544,11 +561,9 @@ class Worker(Rotating):
             if now >= self._retry_at:
                 self._adopt()
         elif self.state.problem is None:
-            if now - self._waiting_since > FRESH:
-                # This process was stopped, or the machine slept: who knows what was done.
-                self._looked_at = now
-                if self._repair(chain, wanted):
-                    return
+            # This process was stopped, or the machine slept: who knows what was done.
+            if now - self._waiting_since > FRESH and self._repair(chain, wanted):
+                return
             if self._change_over(chain):
                 chain = self._chain
             self._keep_gate(chain, wanted, now)
@@ -561,8 +576,7 @@ class Worker(Rotating):
                 now,
                 threshold=self._known.spec.health.phi,
             )
-            if now - self._looked_at >= _LOOK_EVERY:
-                self._looked_at = now
+            if self._disturbed.is_set() or self._is_silent_for_reasons_unknown(chain, dead):
                 self._repair(chain, wanted)
             elif dead is not None:
                 if not self._held():
@@ -606,9 +620,20 @@ class Worker(Rotating):
         found = resolve(self._known.spec, self._known.facts)
         self._converge(with_path_mtu(found, chain.path_mtu), wanted, _silent, asked=True)
 
+    def _is_silent_for_reasons_unknown(self, chain: Chain, dead: int | None) -> bool:
+        """Before a server is blamed, what is here has to be in order."""
+        if dead is None:
+            return False
+        return self._compared_at < self._sniffer.reading(self._key(chain.hops[dead])).silent_since
+
     def _repair(self, chain: Chain, wanted: Wanted) -> bool:
         """Whether there was something to do."""
-        steps = plan(layout(chain), self._observe(chain.number, chain))
+        # Before anything is read: what changes meanwhile is looked at again.
+        self._disturbed.clear()
+        self._compared_at = clock.boot_seconds()
+        oldest = THOROUGH if self._thoroughly.is_set() else math.inf
+        self._thoroughly.clear()
+        steps = plan(layout(chain), self._observe(chain.number, chain, oldest=oldest))
         if steps:
             self._converge(chain, wanted, _silent)
         return bool(steps)
@@ -626,8 +651,9 @@ class Worker(Rotating):
         self._say("repaired", what, hop=hop_of(chain, part), code="N501")
         self._update(repairs=(*self.state.repairs[-19:], (clock.boot_seconds(), what)))
 
-    def _observe(self, number: int, chain: Chain | None) -> list[Part]:
-        return self._machine.observe(self.name, number, chain, self._made_to_forward())
+    def _observe(self, number: int, chain: Chain | None, *, oldest: float = math.inf) -> list[Part]:
+        uplink = self._made_to_forward()
+        return self._machine.observe(self.name, number, chain, uplink, oldest=oldest)
 
     def _made_to_forward(self) -> str:
         """The uplink, if it forwards only since this chain came."""

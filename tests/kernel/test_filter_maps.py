@@ -12,6 +12,7 @@ from chainctl.errors import MendHost
 from chainctl.host.clock import boot_ns
 from chainctl.model.parts import UDP, ClientPolicy, PortMode
 from chainctl.net import libbpf
+from chainctl.net.census import Census, Differences
 from chainctl.net.filter import (
     IDENTITY_OBJECT,
     LAYOUT,
@@ -234,3 +235,29 @@ def test_reading_is_quick(panel: PanelFilter) -> None:
     panel.put_wires(_wires(60_000))
     assert len(panel.wires()) == 60_000
     assert boot_ns() - started < 5 * 10**9
+
+
+def test_a_census_tells_which_rows_somebody_changed(panel: PanelFilter) -> None:
+    port = Port(256, IPv4Address(0), 1500, PortMode.TUPLE, SCOPE, 0)
+    for index in (LINK, LINK + 1):
+        panel.put_port(index, port)
+    panel.put_policy(_policy(SCOPE))
+    panel.put_wires(_wires(3))
+    census = Census(panel)
+    assert census.take() == Differences(frozenset({LINK, LINK + 1, 7}), frozenset({SCOPE}))
+    # Ends of wires are asked for in turns.
+    for _ in range(2):
+        census.take()
+    assert census.take() == Differences()
+    panel.remove_wires(_wires(1))
+    assert census.take() == Differences(ports=frozenset({7}))
+    panel.put_port(LINK, port._replace(scope=SCOPE + 1))
+    assert census.take() == Differences(ports=frozenset({LINK}))
+    panel.put_policy(_policy(SCOPE, refused=2))
+    assert census.take() == Differences(scopes=frozenset({SCOPE}))
+    panel.put_far(LINK, LINK)
+    assert Differences(ports=frozenset({LINK})) in (census.take(), census.take())
+    panel.remove_far(LINK)
+    assert Differences(ports=frozenset({LINK})) in (census.take(), census.take())
+    panel.remove_policy(SCOPE)
+    assert census.take() == Differences(scopes=frozenset({SCOPE}))

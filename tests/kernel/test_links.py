@@ -6,6 +6,7 @@ machine's links.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
@@ -15,11 +16,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -46,8 +47,10 @@ from chainctl.model.parts import (
     Tun,
     Up,
 )
-from chainctl.net import rtnl
+from chainctl.net import rtnl, rtnl_read
+from chainctl.net.changes import Changes
 from chainctl.net.links import LinkPart, Links
+from chainctl.net.netlink import open_netlink
 
 pytestmark = pytest.mark.root
 
@@ -67,9 +70,9 @@ INTRUDER = Path(__file__).with_name("intruder.py")
 class World:
     """A host namespace with an interface `eth1` and a bridge `br0`, and the driver in it."""
 
-    def __init__(self, namespaces: Namespaces, directory: Path) -> None:
+    def __init__(self, namespaces: Namespaces, changes: Changes, directory: Path) -> None:
         self.namespaces = namespaces
-        self.links = Links(namespaces)
+        self.links = Links(namespaces, changes)
         self.directory = directory
 
     def see(self, *, forwarding: tuple[str, ...] = ()) -> list[Part]:
@@ -97,8 +100,11 @@ class World:
 def world(tmp_path: Path) -> Iterator[World]:
     with Namespaces(tmp_path / "outer") as outer:
         outer.create("host")
-        with outer.call("host", lambda: Namespaces(tmp_path / "pins")) as namespaces:
-            world = World(namespaces, tmp_path)
+        with (
+            outer.call("host", lambda: Namespaces(tmp_path / "pins")) as namespaces,
+            contextlib.closing(Changes(namespaces)) as changes,
+        ):
+            world = World(namespaces, changes, tmp_path)
             world.foreign(HOST, "veth", ifname="eth1", peer={"ifname": "eth1-far"})
             world.foreign(HOST, "bridge", ifname="br0")
             yield world
@@ -106,6 +112,8 @@ def world(tmp_path: Path) -> Iterator[World]:
                 namespaces.remove(name)
         outer.remove("host")
 
+
+T = TypeVar("T")
 
 NAMESPACES = (Namespace(PANEL), Namespace(HOP, True), Namespace(GATEWAY, True))
 IN0 = Leg(HOP, "in0", PortName("c7-h1in"), 1492)
@@ -216,8 +224,16 @@ def test_a_parent_in_use_is_said_to_be(world: World) -> None:
     assert "name the bridge" in refused.value.hint
 
 
+def _read(world: World, ns: NsName, read: Callable[[socket.socket], list[T]]) -> list[T]:
+    def inside() -> list[T]:
+        with open_netlink() as link:
+            return read(link)
+
+    return world.namespaces.call(ns, inside)
+
+
 def _links(world: World, ns: NsName) -> list[rtnl.LinkSeen]:
-    return world.namespaces.netlink(ns, rtnl.read_links)
+    return _read(world, ns, rtnl_read.read_links)
 
 
 def _names(world: World, ns: NsName) -> set[str]:
@@ -407,7 +423,7 @@ def test_a_flushed_address_is_missed_and_comes_back(world: World) -> None:
         world.make(address, *(part for part in (route,) if part not in seen))
         assert world.see() == whole
     world.remove(address)
-    left = world.namespaces.netlink(HOP, rtnl.read_routes)
+    left = _read(world, HOP, rtnl_read.read_routes)
     assert not [seen for seen in left if seen.to.subnet_of(address.interface.network)]
 
 

@@ -268,7 +268,7 @@ def test_removed_while_its_socket_was_open_is_really_gone(namespaces: Namespaces
     """An open netlink socket would keep the namespace, and with it the far end of a veth."""
     namespaces.create("near")
     namespaces.create("far")
-    namespaces.netlink("far", rtnl.read_links)
+    namespaces.netlink("far", lambda r: rtnl.read_link(r, "lo"))
     far = namespaces.call("near", lambda: namespaces.descriptor("far"))
     namespaces.netlink("near", lambda r: rtnl.add_veth(r, "n", peer="f", peer_namespace=far))
     namespaces.remove("far")

@@ -61,6 +61,8 @@ ECHO = 7
 """Where the target listens, by UDP and TCP."""
 PATIENCE = 30.0
 """Seconds for anything to happen on a busy machine; most takes one or two."""
+QUIET = 1.5
+"""Seconds; a change is looked at within one."""
 MENDED = 10.0
 """Seconds until a fault is mended; it takes one or two."""
 GATE_TIMEOUT = 4.0
@@ -195,11 +197,12 @@ class ChainRig:
             self.up()
 
     def mended(self, *words: str) -> Callable[[], bool]:
-        """Says from now on whether everything that has one of these words was mended since, and
-        the gate was opened after that.
+        """Says from now on whether everything that has one of these words was mended since, the
+        gate was opened after that, and nothing has happened for a while: what a fault breaks one
+        after the other is mended in several turns.
         """
         begun = time.monotonic()
-        (last, _), *_ = self.events()
+        (last, _, _), *_ = self.events()
 
         def looks_mended() -> bool:
             facts = self.status()
@@ -207,21 +210,25 @@ class ChainRig:
             # Given in tenths of a second.
             new = [r["text"] for r in facts["repairs"] if now - r["seconds_ago"] > begun - 0.1]
             there = all(any(word in text for text in new) for word in words)
-            return there and facts["posture"] == "open" and opened_again()
+            return there and facts["posture"] == "open" and opened_again() and is_quiet()
+
+        def is_quiet() -> bool:
+            (_, _, at), *_ = self.events()
+            return time.time() - at > QUIET
 
         def opened_again() -> bool:
             """What was found wrong is told when it is mended, and before the gate opens."""
-            kinds = [kind for seq, kind in self.events() if seq > last]
+            kinds = [kind for seq, kind, _ in self.events() if seq > last]
             told = [place for place, kind in enumerate(kinds) if kind == "repaired"]
             return "gate_opened" in kinds[: min(told, default=0)]
 
         return looks_mended
 
-    def events(self) -> list[tuple[int, str]]:
-        """(number, kind) of what the journal has, the newest first."""
+    def events(self) -> list[tuple[int, str, float]]:
+        """(number, kind, seconds since 1970) of what the journal has, the newest first."""
         with contextlib.closing(sqlite3.connect(self.lab.home / "state/journal.sqlite")) as journal:
-            rows: list[tuple[int, str]] = journal.execute(
-                "SELECT seq, kind FROM event ORDER BY seq DESC LIMIT 500"
+            rows: list[tuple[int, str, float]] = journal.execute(
+                "SELECT seq, kind, at FROM event ORDER BY seq DESC LIMIT 500"
             ).fetchall()
         return rows
 

@@ -70,10 +70,10 @@ def test_an_answer_that_waited_is_no_proof(chain: ChainRig, oracle: Oracle) -> N
         # Also for what was asked after the gate was refreshed for the last time.
         wait_until(lambda: clock.boot_ns() > gate_until(chain) + 3_000_000_000)
         server.freeze()
-        (last, _), *_ = chain.events()
+        (last, _, _), *_ = chain.events()
         os.kill(pid, signal.SIGCONT)
         wait_until(lambda: chain.status()["hops"][1]["verdict"] != "ok")
-        assert "gate_opened" not in [kind for seq, kind in chain.events() if seq > last]
+        assert "gate_opened" not in [kind for seq, kind, _ in chain.events() if seq > last]
         assert clock.boot_ns() > gate_until(chain)
         oracle.send(Udp(TARGET_ADDRESS, ECHO), name="not proved")
     finally:

@@ -1,0 +1,44 @@
+"""Which chains are meant when the kernel tells of something."""
+
+from __future__ import annotations
+
+import pytest
+
+from chainctl.model.parts import HOST, PANEL, NsName
+from chainctl.net.changes import Touched
+from chainctl.net.links_seen import bridge_port
+from chainctl.supervisor.news import chains_of
+from chainctl.supervisor.pulse import pace
+
+CHAINS = {0: "home", 7: "work", 70: "away"}
+HOME, WORK, ALL = {"home"}, {"work"}, {"home", "work", "away"}
+
+
+@pytest.mark.parametrize(
+    ("ns", "what", "whose"),
+    [
+        ("work.hop2", "tunA", WORK),
+        ("work.gateway", "", WORK),
+        ("gone.hop1", "", {"gone"}),
+        (PANEL, "c7-h1in", WORK),
+        (PANEL, "c70-gw", {"away"}),
+        (PANEL, "c8-gw", set()),
+        (PANEL, "", None),
+        (PANEL, "chainctl", None),
+        (PANEL, "lo", set()),
+        (HOST, "chain0", HOME),
+        (HOST, "chain7", WORK),
+        (HOST, "chainctl-home", HOME),
+        (HOST, bridge_port(NsName("work.gateway"), "lan0"), ALL),
+        (HOST, "filter", ALL),
+        (HOST, "eth0", set()),
+        (HOST, "", set()),
+    ],
+)
+def test_whose_it_is(ns: str, what: str, whose: set[str] | None) -> None:
+    assert chains_of(Touched(NsName(ns), what), CHAINS) == whose
+
+
+def test_gates_are_refreshed_long_before_they_shut() -> None:
+    assert pace(1) == 0.5
+    assert max(pace(chains) for chains in range(2049)) <= 1.5
