@@ -29,7 +29,7 @@ _LONGEST = 900.0
 """Seconds after which a flood ends by itself."""
 _PATIENCE = 30.0
 """Seconds for a program to start, and to end: a flood waits for what is on its way."""
-_FIRST_ANSWER = 5.0
+_FIRST_ANSWER = 20.0
 _ASK_EVERY = 0.1
 _ARP, _IPV4 = 0x0806, 0x0800
 _CONTROL = 0x88B5

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from chainctl.errors import ChainctlError, ChangeServer, MendFile, RefusedByPolicy
@@ -17,6 +17,7 @@ from chainctl.host import clock
 from chainctl.model.chain import Chain, Engine, Hop, Tunnel
 from chainctl.model.event import Event
 from chainctl.model.fault import Fault
+from chainctl.model.parts import Up
 from chainctl.model.selection import HopSelection
 from chainctl.net.layout import layout
 from chainctl.net.uplink import find_fault
@@ -26,7 +27,7 @@ from chainctl.supervisor.connecting import Connecting
 from chainctl.supervisor.execute import Executor, Progress
 from chainctl.supervisor.gather import Gathered
 from chainctl.supervisor.path_mtu import judge_sizes, sizes_to_try
-from chainctl.supervisor.plan import plan
+from chainctl.supervisor.plan import Remove, Step, plan
 from chainctl.supervisor.resolve import resolve
 from chainctl.supervisor.rotation import Options, Rotations
 from chainctl.supervisor.sniffer import Place, Reading, Sniffer
@@ -175,6 +176,7 @@ class Rotating(Connecting):
         begun = time.monotonic()
         switched = self._adjusted(chain, hop, HopSelection.switched)
         self._replaced(hop, tunnel, planned=False, progress=_silent, begun=begun)
+        self._cut_off(switched, hop)
         self._rotations.blame(hop, hop.tunnel.endpoint, verdict.fault)
         self._retire(switched, hop)
         return True
@@ -211,6 +213,7 @@ class Rotating(Connecting):
             self._doubted[hop.name] = (doubt, hop.tunnel.server, now)
             self._replaced(hop, tunnel, planned=False, progress=_silent, begun=begun)
             if hop.number == len(chain.hops):
+                self._cut_off(switched, hop)
                 self._retire(switched, hop)
             return True
         return False
@@ -321,7 +324,10 @@ class Rotating(Connecting):
         if not options.order:
             self._hold(hop, f"no standby: {options.why}")
             return True
-        candidate = options.order[0]
+        _, left, left_at = self._doubted.get(hop.name, (0.0, "", 0.0))
+        recently = clock.boot_seconds() - left_at < _SETTLED
+        others = [one for one in options.order if not (recently and one.server == left)]
+        candidate = (others or options.order)[0]
         tunnel = self._raise(chain, hop, candidate)
         if tunnel is None:
             self._drop_candidate(hop)
@@ -372,6 +378,7 @@ class Rotating(Connecting):
             self._retiring[hop.name] = clock.boot_seconds() + drain
             self._watch(switched)
         else:
+            self._cut_off(switched, hop)
             self._retire(switched, hop)
         return True
 
@@ -448,6 +455,14 @@ class Rotating(Connecting):
                 break
         return bool(answered), judge_sizes(tunnel, largest, answered)
 
+    def _cut_off(self, chain: Chain, hop: Hop) -> None:
+        """Let what began over a dead exit begin anew: with the link the kernel forgets what it
+        masqueraded there (nf_nat_masquerade.c), long before the client has ended.
+        """
+        if hop.number == len(chain.hops):
+            link = Up(chain.namespace(hop), hop.tunnel.slot.link)
+            self._execute([Remove(link)], chain)
+
     def _retire(self, chain: Chain, hop: Hop) -> None:
         """Take away the tunnel that no longer carries traffic."""
         self._retiring.pop(hop.name, None)
@@ -470,14 +485,13 @@ class Rotating(Connecting):
         self._show(new)
         steps = plan(layout(new), layout(chain), beside=True)
         self._machine.take_leave(steps)
-        self._executor.execute(
-            steps,
-            number=new.number,
-            chain=new,
-            prove=_never,
-            open_gate=_never_open,
-        )
+        self._execute(steps, new)
         return new
+
+    def _execute(self, steps: Sequence[Step], chain: Chain) -> None:
+        self._executor.execute(
+            steps, number=chain.number, chain=chain, prove=_never, open_gate=_never_open
+        )
 
     def _options(self, chain: Chain, hop: Hop) -> Options:
         known = self._known

@@ -48,10 +48,12 @@ class Trouble:
     """Packets per second of each UDP socket."""
     busy: int = 1
     block: int = 1200
+    standby: str = ""
+    """The hop with a standby, which takes over on less than a certainty."""
 
 
 TOGETHER = (
-    Trouble("lossy", lose),
+    Trouble("lossy", lose, rate=500.0, standby="exit"),
     Trouble("slower", delay),
     Trouble("slow", delay, from_the_start=True),
     Trouble(
@@ -61,7 +63,7 @@ TOGETHER = (
     ),
     Trouble("mute", mute),
 )
-SATURATED = Trouble("saturated", nothing, rate=200.0, busy=40, block=60_000)
+SATURATED = Trouble("saturated", nothing, rate=200.0, busy=40, block=60_000, standby="exit")
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,8 @@ class Found:
 
 def endure(trouble: Trouble, seconds: float) -> Found:
     """A chain of its own in this trouble for so long."""
-    with chain_lab(f"f{trouble.name[:8]}", spares=3, up=False, more="") as chain:
+    name, standby = f"f{trouble.name[:8]}", trouble.standby
+    with chain_lab(name, spares=3, up=False, more="", standby=standby) as chain:
         if trouble.from_the_start:
             trouble.begin(chain)
         chain.up()

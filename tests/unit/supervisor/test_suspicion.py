@@ -164,6 +164,14 @@ def test_more_questions_make_a_doubt_where_more_is_lost() -> None:
     poor = learned(*((0.05, n % 2) for n in range(200)))
     assert poor.doubtful > LOOKS_DEAD
     assert poor.loss**poor.doubtful < 0.005
+    assert poor.doubtful == pytest.approx(poor.overdue / 2, abs=1)
+
+
+def test_nobody_is_dead_at_once_however_many_questions_were_asked() -> None:
+    near = learned(*((0.001, 0) for _ in range(100)))
+    assert near.phi(0.39) > DEAD
+    assert not is_dead(near, silence=0.39, overdue=64)
+    assert is_dead(near, silence=0.4, overdue=64)
 
 
 def test_slow_is_what_was_faster_before() -> None:
