@@ -60,6 +60,9 @@ class Connecting(ABC):
     def _known(self) -> Gathered: ...
 
     @abstractmethod
+    def _hold_open(self) -> None: ...
+
+    @abstractmethod
     def _reading(self, hop: Hop) -> Reading: ...
 
     def _connect(self, chain: Chain, hop: Hop, tunnel: Tunnel, *, patience: float) -> bool:
@@ -81,6 +84,7 @@ class Connecting(ABC):
             waited = time.monotonic() - begun
             if waited > patience:
                 raise failure(hop, tunnel, said) if said else _silent(hop, tunnel, waited)
+            self._hold_open()
             # Who refuses may only not know yet that the one before is gone.
             time.sleep(_REFUSED_PAUSE if said else _LOOK_EVERY)
 

@@ -23,7 +23,7 @@ from chainctl.net.layout import layout
 from chainctl.net.uplink import find_fault
 from chainctl.spec.model import HopSpec
 from chainctl.supervisor.choose import Candidate
-from chainctl.supervisor.connecting import Connecting
+from chainctl.supervisor.connecting import SLICE, Connecting
 from chainctl.supervisor.execute import Executor, Progress
 from chainctl.supervisor.gather import Gathered
 from chainctl.supervisor.path_mtu import judge_sizes, sizes_to_try
@@ -44,7 +44,9 @@ DRAIN = 2.0
 """Seconds a replaced tunnel still takes what its server sends back."""
 
 _CANDIDATE_PATIENCE = 1.5
-"""Seconds a server has to answer that comes up beside the one it may replace."""
+"""Seconds a server has to answer that comes up beside a dead one: there may be a better."""
+_PLANNED_PATIENCE = 3.0
+"""The same beside one that works. No longer: as long, no other hop's failure is acted on."""
 _CONNECT_PATIENCE = 4.0
 """The same for OpenVPN to connect: some eight round trips."""
 _WARM = 1.0
@@ -357,7 +359,8 @@ class Rotating(Connecting):
             # The other slot is taken, by what drains or stands by: that ends now.
             self._retire(chain, hop)
             chain, hop = self._chain, self._hop(hop.name)
-        tunnel = self._raise(chain, hop, candidate)
+        patience = _PLANNED_PATIENCE if planned else _CANDIDATE_PATIENCE
+        tunnel = self._raise(chain, hop, candidate, patience)
         back = dead_since is not None and self._was_heard(hop, dead_since)
         if tunnel is None or back:
             self._drop_candidate(hop)
@@ -394,7 +397,9 @@ class Rotating(Connecting):
         self._replaced(hop, tunnel, planned=planned, progress=progress, begun=begun)
         return True
 
-    def _raise(self, chain: Chain, hop: Hop, candidate: Candidate) -> Tunnel | None:
+    def _raise(
+        self, chain: Chain, hop: Hop, candidate: Candidate, patience: float = _PLANNED_PATIENCE
+    ) -> Tunnel | None:
         """Bring the candidate up beside what carries traffic; None when it does not answer."""
         self._rotations.will_try(hop, candidate.address)
         trial = self._adjusted(chain, hop, lambda chosen: chosen.with_candidate(candidate.server))
@@ -414,8 +419,12 @@ class Rotating(Connecting):
                 assert tunnel is not None, "it is still there"
         key = self._key(beside, tunnel)
         self._sniffer.watch(key, self._place(trial, beside, tunnel), self._alarm)
-        reading: Reading = self._sniffer.prove(key, patience=_CANDIDATE_PATIENCE)
-        return tunnel if reading.last_heard else None
+        deadline = clock.boot_seconds() + patience
+        while not self._sniffer.prove(key, patience=SLICE).last_heard:
+            if clock.boot_seconds() >= deadline:
+                return None
+            self._hold_open()
+        return tunnel
 
     def _drop_candidate(self, hop: Hop) -> None:
         self._adjusted(self._chain, hop, HopSelection.alone)

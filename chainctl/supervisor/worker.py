@@ -150,6 +150,7 @@ class Worker(Rotating):
         self._lossy_since = {}
         self._doubted = {}
         self._swept_every = 0.0
+        self._held_open_at = 0.0
         self._thread = threading.Thread(target=self._run, name=f"chain {name}", daemon=True)
         self._thread.start()
 
@@ -549,6 +550,21 @@ class Worker(Rotating):
             # `close` acts by itself while this process is stopped, perhaps on the line above.
             self._machine.close_gate(chain.name, chain.number)
         self._update(proved_at=proved)
+
+    def _hold_open(self) -> None:
+        """Refresh an open gate of a chain that is proved, while something else is waited for;
+        never open one that is shut.
+        """
+        chain, now = self.state.chain, clock.boot_seconds()
+        if (
+            chain is None
+            or now - self._held_open_at < self._tick()
+            or not self._gate_is_open(chain)
+        ):
+            return
+        self._held_open_at = now
+        if self._failing(chain) is None:
+            self._let_pass(chain, self._proved_at(chain))
 
     def _look(self) -> None:
         """Keep the gate open while every hop is proved; mend what is not as it should be."""

@@ -183,6 +183,8 @@ def test_slow_is_what_was_faster_before() -> None:
     assert not learned(*((0.5, 0) for _ in range(300))).is_slow
     barely = learned(*((0.002, 0) for _ in range(300)), *((0.1, 0) for _ in range(20)))
     assert not barely.is_slow, "a tenth of a second more is not worth a word"
+    assert not Behaviour(0.9, 0.1, 0.0, 0.5).is_slow, "a long way may take longer"
+    assert Behaviour(1.6, 0.1, 0.0, 0.5).is_slow
     for _ in range(1000):
         usual = usual.after(0.3)
     assert not usual.is_slow, "what lasts is usual"

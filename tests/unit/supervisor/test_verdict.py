@@ -130,6 +130,10 @@ def test_a_silence_has_a_class_and_a_sentence(fault: str, known: Evidence, words
     assert words in verdict.text
 
 
+def test_a_guard_has_nobody_outside_that_is_fine() -> None:
+    assert judge_silent(evidence(OLD, outer="")).text == "200 sent, 0 heard for 10.2 s"
+
+
 def test_silences_that_are_just_beginning_are_not_one_way() -> None:
     fresh = receiving(silent(NOW - RECEIVES + 0.1))
     assert judge_silent(evidence(fresh)).fault is Fault.DEAD
