@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import socket
+from contextlib import ExitStack
+
 import pytest
 
 from tests.leak.canary import Dns, Expect, Frames, Tcp, Udp
@@ -47,3 +50,40 @@ def test_inner_addresses_and_other_resolvers_are_refused(chain: ChainRig, oracle
     oracle.send(Dns(TARGET_ADDRESS), name="another resolver")
     oracle.send(Udp(TARGET_ADDRESS, 853), name="dns over tls")
     oracle.judge().assert_clean()
+
+
+def test_a_client_hears_nothing_that_is_meant_for_another(chain: ChainRig) -> None:
+    """Protocols without ports: what a second client sends to the same end goes nowhere."""
+    first, second = (f"192.168.10.{last}" for last in (201, 202))
+    for address in (first, second):
+        chain.run("client", "ip", "addr", "add", f"{address}/32", "dev", "eth0")
+    with ExitStack() as opened:
+        one, two = (opened.enter_context(raw(chain, "client", a)) for a in (first, second))
+        target = opened.enter_context(raw(chain, "target", TARGET_ADDRESS))
+        one.sendto(b"from one", (TARGET_ADDRESS, 0))
+        packet, (source, _) = target.recvfrom(4096)
+        assert packet.endswith(b"from one")
+        assert source == chain.endpoints[-1][0]
+        two.sendto(b"from two", (TARGET_ADDRESS, 0))
+        # Sent later, so that it comes later: nothing of the second client is under way any more.
+        one.sendto(b"again", (TARGET_ADDRESS, 0))
+        assert target.recv(4096).endswith(b"again")
+        target.sendto(b"answer", (source, 0))
+        assert one.recv(4096).endswith(b"answer")
+        two.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            two.recv(4096)
+    for address in (first, second):
+        chain.run("client", "ip", "addr", "del", f"{address}/32", "dev", "eth0")
+
+
+def raw(chain: ChainRig, place: str, address: str) -> socket.socket:
+    """For a protocol of nobody's (RFC 3692), at one address of a place."""
+
+    def open_() -> socket.socket:
+        sock = socket.socket(socket.AF_INET, socket.SOCK_RAW, 253)
+        sock.bind((address, 0))
+        sock.settimeout(30)
+        return sock
+
+    return chain.inside(place, open_)
