@@ -12,11 +12,12 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from typing import TypeAlias
 
 from chainctl.model.openvpn import OpenVpnConfig
-from chainctl.model.parts import TCP, UDP, LanMode, NsName, PortName, RuntimeKind
+from chainctl.model.parts import HOST, TCP, UDP, LanMode, NsName, PortName, RuntimeKind
 from chainctl.model.wireguard import WireGuardConfig
 
 MAX_HOPS = 14
 MAX_LANS = 16
+WAN_LINK = "wan0"
 MAX_CHAINS = 2048
 LEGS_PER_CHAIN = 32
 WIREGUARD_OVERHEAD = 60
@@ -132,8 +133,17 @@ class Lan:
 
 
 @dataclass(frozen=True)
+class Place:
+    """An address of the chain's own in the network outside, and who leads on from there."""
+
+    mode: LanMode
+    address: IPv4Interface
+    router: IPv4Address
+
+
+@dataclass(frozen=True)
 class Uplink:
-    """NAT through the host by its default route's interface."""
+    """The way to the internet by a host's interface."""
 
     interface: str
     mtu: int
@@ -141,6 +151,8 @@ class Uplink:
     """The host forwarded packets from this interface already before chainctl came."""
     docker_user: bool
     """Docker drops what it does not know, and has a chain for rules such as ours."""
+    place: Place | None = None
+    """None: NAT through the host. Else the host's rules and routes play no part."""
 
 
 @dataclass(frozen=True)
@@ -195,6 +207,20 @@ class Chain:
     def host_link(self) -> str:
         """The leg of the uplink in the host's namespace."""
         return f"chain{self.number}"
+
+    @property
+    def uplink_namespace(self) -> NsName:
+        return NsName(f"{self.name}.uplink") if self.uplink.place else HOST
+
+    @property
+    def uplink_link(self) -> str:
+        """The leg of the uplink, where hop 1's packets arrive."""
+        return "in0" if self.uplink.place else self.host_link
+
+    @property
+    def wan_link(self) -> str:
+        """The link to the network outside, in the uplink's namespace."""
+        return WAN_LINK if self.uplink.place else self.uplink.interface
 
     def _leg(self, index: int) -> IPv4Address:
         return self.wires[self.number * LEGS_PER_CHAIN + index]

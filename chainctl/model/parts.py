@@ -88,7 +88,7 @@ class LanMode(Enum):
 
 @dataclass(frozen=True)
 class LanLeg:
-    """The gateway's link on the LAN: a macvlan on `parent`, or a veth into the bridge `parent`."""
+    """A link on a network outside: a macvlan on `parent`, or a veth into the bridge `parent`."""
 
     ns: NsName
     link: str
@@ -165,7 +165,7 @@ class Up:
 
 @dataclass(frozen=True)
 class Route:
-    """`link` None: unreachable. Table 254 is `main`."""
+    """`link` None: unreachable; `via` None: who it leads to is on the link. Table 254 is `main`."""
 
     ns: NsName
     table: int
@@ -175,6 +175,7 @@ class Route:
     metric: int = 0
     mtu: int | None = None
     """Bytes; less than the link's, for what TCP tells the other side."""
+    via: IPv4Address | None = None
 
     @property
     def key(self) -> Key:

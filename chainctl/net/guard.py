@@ -217,6 +217,41 @@ def render_host(chain: Chain) -> str:
     )
 
 
+def render_uplink(chain: Chain) -> str:
+    """The uplink where it has a namespace of its own: hop 1's tuples out, their answers back."""
+    guard = chain.hops[0]
+    leg, wan = chain.out_leg(guard), chain.wan_link
+    place = chain.uplink.place
+    assert place is not None
+    prerouting, forward = [], []
+    for tunnel in guard.tunnels:
+        there = _flow(tunnel, leg, chain.source_port(guard, tunnel.slot))
+        prerouting += [
+            f'iifname "in0" {there} accept',
+            f'iifname "{wan}" ip saddr {tunnel.endpoint} ip daddr {place.address.ip}'
+            f" ip protocol {_protocol(tunnel)} accept",
+        ]
+        forward += [
+            f'iifname "in0" oifname "{wan}" {there} accept',
+            f'iifname "{wan}" oifname "in0" ip saddr {tunnel.endpoint} ip daddr {leg}'
+            " ct state established accept",
+        ]
+    return _table(
+        _chain("prerouting", "filter", "prerouting", -300, prerouting),
+        _chain("forward", "filter", "forward", 0, forward),
+        _chain("input", "filter", "input", 0, []),
+        _chain("output", "filter", "output", 0, []),
+        _chain(
+            "nat",
+            "nat",
+            "postrouting",
+            100,
+            [f'ip saddr {leg} oifname "{wan}" masquerade'],
+            ends="accept",
+        ),
+    )
+
+
 def uplink_made_to_forward(host_table: str) -> str:
     """The interface that forwards only since we came, told by the host's table; "": none does."""
     rule = re.search(r'iifname "([^"]+)" oifname != "chain\*" drop', host_table)

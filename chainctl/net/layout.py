@@ -88,13 +88,18 @@ def _guarded_namespaces(chain: Chain) -> Iterator[Part]:
         rules = guard.render_exit(chain) if hop is chain.exit else guard.render_hop(chain, hop)
         yield Namespace(ns, forwarding=True, runtime=chain.runtime)
         yield NftTable(ns, guard.TABLE, rules)
+    if chain.uplink.place:
+        yield Namespace(chain.uplink_namespace, forwarding=True)
+        yield NftTable(chain.uplink_namespace, guard.TABLE, guard.render_uplink(chain))
+        return
     yield NftTable(HOST, f"{guard.TABLE}-{chain.name}", guard.render_host(chain))
     if chain.uplink.docker_user:
         yield DockerRule(chain.host_link)
 
 
 def _legs(chain: Chain) -> Iterator[Part]:
-    yield Leg(HOST, chain.host_link, chain.uplink_port, chain.uplink.mtu)
+    ns = chain.uplink_namespace
+    yield Leg(ns, chain.uplink_link, chain.uplink_port, chain.uplink.mtu)
     for hop in chain.hops:
         ns = chain.namespace(hop)
         yield Leg(ns, "out0", chain.out_port(hop), chain.uplink.mtu)
@@ -171,7 +176,7 @@ def _tunnel_devices(chain: Chain) -> Iterator[Part]:
 
 
 def _addresses(chain: Chain) -> Iterator[Part]:
-    yield _address(HOST, chain.host_link, chain.uplink_leg)
+    yield _address(chain.uplink_namespace, chain.uplink_link, chain.uplink_leg)
     for hop in chain.hops:
         ns = chain.namespace(hop)
         yield _address(ns, "out0", chain.out_leg(hop))
@@ -193,12 +198,15 @@ def _links_up(chain: Chain) -> Iterator[Part]:
         yield Up(chain.namespace(hop), "out0")
         yield Up(chain.namespace(hop), "in0")
     yield Up(chain.gateway, "up0")
-    yield Up(HOST, chain.host_link)
+    yield Up(chain.uplink_namespace, chain.uplink_link)
 
 
 def _routing(chain: Chain) -> Iterator[Part]:
     """Unreachable defaults come first; routes by a link follow when that link is up."""
     yield from _kernel_rules(chain.gateway)
+    if chain.uplink.place:
+        yield from _kernel_rules(chain.uplink_namespace)
+        yield Route(chain.uplink_namespace, MAIN_TABLE, ANYWHERE, metric=_LAST_METRIC)
     for hop in chain.hops:
         ns = chain.namespace(hop)
         yield from _kernel_rules(ns)
@@ -237,16 +245,30 @@ def _routes_by_link(chain: Chain) -> Iterator[Part]:
             inner = chain.hops[hop.number]
             yield Route(ns, MAIN_TABLE, IPv4Network(chain.out_leg(inner)), "in0")
     yield Route(chain.gateway, MAIN_TABLE, ANYWHERE, "up0")
-    yield Route(HOST, MAIN_TABLE, IPv4Network(chain.out_leg(chain.hops[0])), chain.host_link)
+    first = IPv4Network(chain.out_leg(chain.hops[0]))
+    yield Route(chain.uplink_namespace, MAIN_TABLE, first, chain.uplink_link)
+
+
+def _way_out(chain: Chain) -> Iterator[Part]:
+    place = chain.uplink.place
+    if place is None:
+        yield Forwarding(chain.host_link)
+        if not chain.uplink.forwarded_before:
+            yield Forwarding(chain.uplink.interface)
+        return
+    ns, link = chain.uplink_namespace, chain.wan_link
+    yield LanLeg(ns, link, chain.uplink.interface, place.mode)
+    yield Address(ns, link, place.address)
+    yield Up(ns, link)
+    yield Route(ns, MAIN_TABLE, place.address.network, link, metric=1)
+    yield Route(ns, MAIN_TABLE, ANYWHERE, link, via=place.router)
 
 
 def _clients(chain: Chain) -> Iterator[Part]:
     """What carries traffic: ports up, routes, forwarding, and the VPN clients."""
     yield from (Up(PANEL, port) for port in _ports(chain))
     yield from _routes_by_link(chain)
-    yield Forwarding(chain.host_link)
-    if not chain.uplink.forwarded_before:
-        yield Forwarding(chain.uplink.interface)
+    yield from _way_out(chain)
     tunnels = [(hop, tunnel) for hop in chain.hops for tunnel in hop.tunnels]
     # All are begun before the first one is waited for: that is what a configuration does.
     for hop, tunnel in tunnels:

@@ -377,7 +377,8 @@ def _remove_route(route: IPRoute, part: Route) -> None:
 
 def _route(part: Route) -> rtnl.RouteSeen:
     index = None if part.link is None else _index(part.link)
-    return rtnl.RouteSeen(part.table, part.to, index, part.source, part.metric, mtu=part.mtu)
+    key = part.table, part.to, index, part.source, part.metric
+    return rtnl.RouteSeen(*key, mtu=part.mtu, via=part.via)
 
 
 def lasting_mac(ns: NsName, link: str) -> str:

@@ -197,4 +197,4 @@ def _route(seen: RouteSeen, ns: NsName, names: Mapping[int, str]) -> Route:
     link = None if seen.index is None else names.get(seen.index, f"link {seen.index}")
     if seen.oddity:
         link = f"{link} {seen.oddity}"
-    return Route(ns, seen.table, seen.to, link, seen.source, seen.metric, seen.mtu)
+    return Route(ns, seen.table, seen.to, link, seen.source, seen.metric, seen.mtu, seen.via)

@@ -84,6 +84,7 @@ class RouteSeen:
     oddity: str = ""
     kernels: bool = False
     mtu: int | None = None
+    via: IPv4Address | None = None
 
 
 @dataclass(frozen=True)
@@ -179,8 +180,11 @@ def put_route(route: IPRoute, what: RouteSeen, *, replace: bool = False) -> None
     if what.index is None:
         message["type"], message["scope"] = _UNREACHABLE, _SCOPE_UNIVERSE
     else:
-        message["type"], message["scope"] = _UNICAST, _SCOPE_LINK
+        scope = _SCOPE_LINK if what.via is None else _SCOPE_UNIVERSE
+        message["type"], message["scope"] = _UNICAST, scope
         message["attrs"].append(("RTA_OIF", what.index))
+    if what.via is not None:
+        message["attrs"].append(("RTA_GATEWAY", str(what.via)))
     if what.source is not None:
         message["attrs"].append(("RTA_PREFSRC", str(what.source)))
     if what.mtu is not None:

@@ -40,7 +40,6 @@ _DST, _OIF, _GATEWAY, _PRIORITY, _PREFSRC, _METRICS, _MULTIPATH, _TABLE = 1, 4, 
 _VIA, _ENCAP = 18, 22
 _METRIC_MTU = 2
 _ROUTE_ODDITIES = {
-    _GATEWAY: "RTA_GATEWAY",
     _VIA: "RTA_VIA",
     _MULTIPATH: "RTA_MULTIPATH",
     _ENCAP: "RTA_ENCAP",
@@ -162,6 +161,7 @@ def _route(body: bytes) -> RouteSeen:
         oddity=", ".join(oddities),
         kernels=protocol == _KERNELS,
         mtu=mtu,
+        via=IPv4Address(found[_GATEWAY]) if _GATEWAY in found else None,
     )
 
 

@@ -15,7 +15,7 @@ def find_fault(interface: str) -> str:
     """What is wrong with the uplink, in words; "" when nothing can be seen from here.
 
     Looks at the link, its route, and whether the router still answers, so nobody outside the
-    user's own network is asked. Called in the host's network namespace.
+    user's own network is asked. Called in the uplink's network namespace: with NAT the host's.
     """
     network = read_network()
     link = network.link(interface)

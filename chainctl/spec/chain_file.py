@@ -75,7 +75,7 @@ def parse_chain_file(text: str, path: Path) -> ChainSpec:
     return ChainSpec(
         name=file.chain,
         lans=tuple(LanSpec(lan.interface, lan.address, lan.mode) for lan in file.lan),
-        wan=WanSpec(file.wan.interface),
+        wan=WanSpec(file.wan.interface, file.wan.mode, file.wan.address, file.wan.router),
         dns_upstream=file.dns.upstream,
         wires=file.wires.network,
         hops=hops,

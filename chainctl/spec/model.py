@@ -126,9 +126,14 @@ class LanSpec:
 
 @dataclass(frozen=True)
 class WanSpec:
-    """NAT by `interface`; None: by that of the default route."""
+    """By `interface`; None: by that of the default route."""
 
     interface: str | None
+    mode: LanMode | None = None
+    """None: NAT through the host; else a link of the chain's own, with `address`."""
+    address: IPv4Interface | None = None
+    router: IPv4Address | None = None
+    """None: the host's, if it is in the network of `address`."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Iterable
 from datetime import time
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Self, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -20,6 +20,7 @@ from pydantic import (
     Field,
     ValidationInfo,
     field_validator,
+    model_validator,
 )
 
 from chainctl.model.chain import LEGS_PER_CHAIN, MAX_HOPS, MAX_LANS
@@ -42,6 +43,7 @@ SMALLEST_WIRES = 33 - LEGS_PER_CHAIN.bit_length()
 
 _OCTET = "(25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
 _IPV4 = rf"({_OCTET}\.){{3}}{_OCTET}"
+_WITH_PREFIX = rf"{_IPV4}/([12]?[0-9]|3[0-2])"
 
 
 def _lan_address(word: str) -> IPv4Interface:
@@ -154,7 +156,7 @@ class Lan(_Keys):
         IPv4Interface,
         Word(
             "C112",
-            rf"{_IPV4}/([12]?[0-9]|3[0-2])",
+            _WITH_PREFIX,
             "an address with its prefix length such as `192.168.10.254/24`",
             _lan_address,
         ),
@@ -246,9 +248,51 @@ class Wan(_Keys):
     interface: Annotated[str | None, _link("C118")] = Field(
         default=None, description="Default: the interface of the default route."
     )
-    mode: Annotated[str, Word("C119", "nat", "`nat`", later="macvlan|bridge")] = Field(
-        default="nat", description="nat: through the host, with the host's address."
+    mode: Annotated[
+        LanMode | None,
+        Word(
+            "C119",
+            "nat|macvlan|bridge",
+            "`nat`, `macvlan` or `bridge`",
+            lambda word: None if word == "nat" else LanMode(word),
+        ),
+    ] = Field(
+        default=None,
+        description="nat: through the host, with the host's address; macvlan, bridge: with a link "
+        "and an address of the chain's own.",
+        json_schema_extra={"default": "nat"},
     )
+    address: Annotated[
+        IPv4Interface | None,
+        Word(
+            "C139",
+            _WITH_PREFIX,
+            "an address with its prefix length such as `203.0.113.5/24`",
+            _lan_address,
+        ),
+    ] = Field(
+        default=None,
+        description="The chain's own address in the network outside, with its prefix; only with "
+        "`mode: macvlan` or `bridge`.",
+    )
+    router: Annotated[
+        IPv4Address | None,
+        Word("C139", _IPV4, "an IPv4 address such as `203.0.113.1`", _server_address),
+    ] = Field(default=None, description="Who leads on from there. Default: the host's own router.")
+
+    @model_validator(mode="after")
+    def _address_goes_with_the_mode(self) -> Self:
+        own, router = self.address, self.router
+        if self.mode is not None and own is None:
+            words = f"`mode: {self.mode.value}` needs `address`, one of the chain's own"
+            raise refusal("C139", words, ("mode",))
+        if self.mode is None and (own or router):
+            key = "address" if own else "router"
+            words = f"`{key}` goes with `mode: macvlan` or `mode: bridge`"
+            raise refusal("C139", words, (key,))
+        if own and router and (router not in own.network or router == own.ip):
+            raise refusal("C139", f"{router} is no other address in {own.network}", ("router",))
+        return self
 
 
 class Dns(_Keys):
@@ -461,7 +505,7 @@ class ChainFile(_Keys):
 _LATER = {
     "": "policy clients record notify vault elasticsearch publish endpoints zones",
     "lan": "vlan docker clients ipv6",
-    "wan": "address",
+    "wan": "",
     "dns": "local",
     "wires": "",
     "hops": "city asn operator probe drain image protocol",

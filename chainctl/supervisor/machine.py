@@ -73,6 +73,7 @@ from chainctl.net.links import Links, lasting_mac
 from chainctl.net.policy import compile_policy
 from chainctl.net.rtnl import IFF_NOARP
 from chainctl.net.tables import Tables
+from chainctl.net.uplink import find_fault
 from chainctl.runtime.bundle import (
     OPENVPN_DIR,
     OPENVPN_SOCKET,
@@ -197,6 +198,12 @@ class Machine:
     def device(self, ns: NsName, link: str) -> tuple[int, int]:
         """What tells a link from a later one of the same name: namespace inode and index."""
         return self.namespaces.inode(ns) or 0, self.namespaces.call(ns, partial(_index, link))
+
+    def find_uplink_fault(self, chain: Chain) -> str:
+        """In words; "" when nothing can be seen from here."""
+        look = partial(find_fault, chain.wan_link)
+        ns = chain.uplink_namespace
+        return look() if ns == HOST else self.namespaces.call(ns, look)
 
     def lan_mac(self, name: str, link: str) -> str:
         """The gateway's own address on a LAN, of a chain that is up already or not yet."""

@@ -17,12 +17,13 @@ from chainctl.model.chain import (
     Engine,
     Hop,
     Lan,
+    Place,
     Slot,
     Tunnel,
     Uplink,
     source_port,
 )
-from chainctl.model.facts import Known, NetworkFacts
+from chainctl.model.facts import Known, LinkFacts, NetworkFacts
 from chainctl.model.independence import Independence
 from chainctl.model.openvpn import OpenVpnConfig
 from chainctl.model.parts import LanMode, RuntimeKind
@@ -295,6 +296,8 @@ def _uplink(spec: ChainSpec, facts: Facts) -> Uplink:
             f"there is no interface {name!r} for the uplink",
             hint=f"this machine has: {_names(network)}",
         )
+    if spec.wan.mode is not None:
+        return Uplink(name, link.mtu, True, False, _place(spec, link, network))
     firewall = network.firewall
     if firewall.forward_drops and not firewall.docker_user:
         raise MendHost(
@@ -304,6 +307,43 @@ def _uplink(spec: ChainSpec, facts: Facts) -> Uplink:
             hint=f"let it accept what comes from and goes to the interface chain{facts.number}",
         )
     return Uplink(name, link.mtu, facts.forwarded_before, firewall.docker_user)
+
+
+def _place(spec: ChainSpec, link: LinkFacts, network: NetworkFacts) -> Place:
+    mode, own = spec.wan.mode, spec.wan.address
+    assert mode is not None, "asked for with a mode alone"
+    assert own is not None, "the chain file was refused without"
+    if mode is LanMode.BRIDGE and link.kind != "bridge":
+        raise MendHost(
+            "C331",
+            f"{link.name} is no bridge",
+            hint="name the bridge: wan: {interface: …}, or take mode: macvlan",
+        )
+    firewall = network.firewall
+    if mode is LanMode.BRIDGE and firewall.bridge_calls_iptables and firewall.forward_drops:
+        raise MendHost(
+            "C336",
+            f"{', '.join(firewall.forward_drops)} drops forwarded packets, and this machine has it"
+            f" judge also what passes the bridge {link.name}",
+            hint="sysctl -w net.bridge.bridge-nf-call-iptables=0, or take mode: macvlan",
+        )
+    if mode is LanMode.MACVLAN and link.wireless.known is Known.YES:
+        raise MendHost(
+            "C334",
+            f"{link.name} is a Wi-Fi interface: its access point takes frames from one address"
+            " only, so the chain cannot have one of its own there",
+            hint="take mode: nat",
+        )
+    route = network.default_route
+    theirs = route.gateway if route and route.link == link.name else None
+    router = spec.wan.router or theirs
+    if not isinstance(router, IPv4Address) or router not in own.network:
+        raise MendHost(
+            "C335",
+            f"nobody says who leads from {own.network} to the internet",
+            hint="name the router: wan: {router: …}",
+        )
+    return Place(mode, own, router)
 
 
 def _lan(name: str, lan: LanSpec, network: NetworkFacts) -> Lan:

@@ -20,7 +20,6 @@ from chainctl.model.fault import Fault
 from chainctl.model.parts import Up
 from chainctl.model.selection import HopSelection
 from chainctl.net.layout import layout
-from chainctl.net.uplink import find_fault
 from chainctl.spec.model import HopSpec
 from chainctl.supervisor.choose import Candidate
 from chainctl.supervisor.connecting import SLICE, Connecting
@@ -237,7 +236,7 @@ class Rotating(Connecting):
 
     def _uplink_is_at_fault(self, chain: Chain) -> bool:
         """Ask before a guard is blamed: whoever can cut the line must not choose the next one."""
-        fault = find_fault(chain.uplink.interface)
+        fault = self._machine.find_uplink_fault(chain)
         if fault and fault != self._uplink_fault:
             self._say("uplink_down", fault, code="C425")
         self._uplink_fault = fault

@@ -120,6 +120,13 @@ def describe_side(port: PortName) -> str:
 _EDGES = {"gw": "at the gateway", "up": "at the uplink"}
 
 
+def _uplink(chain: Chain) -> str:
+    place = chain.uplink.place
+    if place is None:
+        return f"{chain.uplink.interface} by NAT"
+    return f"{place.address} on {chain.uplink.interface} by {place.mode.value}"
+
+
 def describe_plan(chain: Chain, before: Chain | None, steps: Sequence[Step]) -> dict[str, Any]:
     """What `chainctl plan` prints: hop by hop, what changes and what the user will notice."""
     lines: list[str] = []
@@ -137,7 +144,7 @@ def describe_plan(chain: Chain, before: Chain | None, steps: Sequence[Step]) -> 
     gateway = ", ".join(
         f"{lan.address} on {lan.interface} by {lan.mode.value}" for lan in chain.lans
     )
-    lines.append(f"Gateway {gateway}; uplink {chain.uplink.interface} by NAT; MTU {chain.mtu}.")
+    lines.append(f"Gateway {gateway}; uplink {_uplink(chain)}; MTU {chain.mtu}.")
     if before and before.exit.tunnel.endpoint != chain.exit.tunnel.endpoint:
         lines.append("Effect: the exit address changes, open connections end.")
     changes = [describe_step(step) for step in steps]

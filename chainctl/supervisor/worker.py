@@ -333,10 +333,14 @@ class Worker(Rotating):
         self._rotations.will_try(chain.hops[0], chain.hops[0].tunnel.endpoint)
         names = {name: str(address) for name, address in gathered.facts.names.items()}
         self._journal.remember(self.name, "names", names)
-        self._journal.remember(self.name, "forwarded_before", chain.uplink.forwarded_before)
+        if chain.uplink.place is None:
+            self._journal.remember(self.name, "forwarded_before", chain.uplink.forwarded_before)
         self._journal.remember(self.name, "uplink", chain.uplink.interface)
         self._journal.remember(self.name, "runtime", chain.runtime.value)
         self._converge(chain, wanted, progress, asked=asked)
+        if chain.uplink.place is not None:
+            # What a chain with NAT had made to forward was taken back: it is the host's again.
+            self._journal.remember(self.name, "forwarded_before", None)
 
     def _converge(
         self, chain: Chain, wanted: Wanted, progress: Progress, *, asked: bool = False

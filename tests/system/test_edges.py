@@ -1,4 +1,4 @@
-"""How a chain meets the networks around it: several networks of devices."""
+"""How a chain meets the networks around it: several of devices, ways out of several kinds."""
 
 from __future__ import annotations
 
@@ -14,15 +14,20 @@ import pytest
 
 from chainctl.lab.clearing import remove
 from chainctl.lab.lab import Lab
-from chainctl.lab.layout import GATEWAY, LabSpec
+from chainctl.lab.layout import GATEWAY, HOST, TARGET, LabSpec
 from chainctl.lab.wireguard_go import find_wireguard_go
+from chainctl.model.chain import Slot, source_port
 from chainctl.settings import Settings
+from tests.leak.allow import Anything, Arp, Flow, Inside
+from tests.leak.canary import Expect, Udp
+from tests.leak.frames import UDP
+from tests.leak.oracle import Oracle
 
 pytestmark = pytest.mark.root
 
 GUESTS = "10.20.0.1"
-EXIT = "5.2.0.10"
-"""The last server of a lab of two hops, as the target sees it."""
+EXITS = ("5.2.0.10", "5.4.0.10")
+"""The servers of the last hop in a lab of two hops, as the target sees them."""
 
 
 @pytest.fixture
@@ -45,6 +50,15 @@ def ip(lab: Lab, place: str, *commands: str) -> None:
     for command in commands:
         done = lab.run(place, ["ip", *command.split()], timeout=10)
         assert done.returncode == 0, (command, done.stderr)
+
+
+def nft(lab: Lab, rules: str) -> None:
+    done = lab.run("host", ["nft", "-f", "-"], timeout=10, stdin=rules)
+    assert done.returncode == 0, done.stderr
+
+
+def path(lab: Lab, place: str) -> Path:
+    return Path("/run/netns", lab.namespace(place))
 
 
 def source(lab: Lab, place: str, gateway: str) -> Any:
@@ -76,6 +90,98 @@ def reaches(lab: Lab, place: str, address: str) -> bool:
     return lab.run(place, argv, timeout=30).returncode == 0
 
 
+def bridged(lab: Lab) -> str:
+    """The host's cable becomes a port of a bridge that has its address."""
+    ip(
+        lab,
+        "host",
+        "link add outside type bridge",
+        "link set outside up",
+        f"address del {HOST} dev eth0",
+        "link set eth0 master outside",
+        f"address add {HOST} dev outside",
+        f"route add default via {HOST.network[1]}",
+    )
+    return "outside"
+
+
+def rewrite(lab: Lab, wan: str) -> None:
+    lines = lab.chain_file.read_text().splitlines()
+    kept = [line for line in lines if not line.startswith("wan:")]
+    lab.chain_file.write_text("\n".join([*kept, wan, ""]))
+
+
+def host_state(lab: Lab) -> tuple[str, ...]:
+    """What an uplink of its own leaves alone: forwarding, routes, rules for packets."""
+    commands = (
+        "sysctl -n net.ipv4.conf.eth0.forwarding",
+        "ip route show table all",
+        "nft list ruleset",
+    )
+    return tuple(lab.run("host", words.split(), timeout=10).stdout for words in commands)
+
+
+@pytest.mark.parametrize("mode", ["macvlan", "bridge"])
+def test_a_way_out_of_its_own_leaves_the_host_alone(lab: Lab, mode: str, tmp_path: Path) -> None:
+    interface = bridged(lab) if mode == "bridge" else "eth0"
+    # What the host thinks of forwarding does not matter, unless it asks itself about bridges too.
+    switch = "/proc/sys/net/bridge/bridge-nf-call-iptables"
+    lab.run("host", ["sh", "-c", f"test ! -e {switch} || echo 0 > {switch}"], timeout=10)
+    nft(lab, "table ip strict { chain f { type filter hook forward priority 0; policy drop; }; }")
+    before = host_state(lab)
+    own = f"{HOST.network[20]}/{HOST.network.prefixlen}"
+    rewrite(lab, f"wan: {{interface: {interface}, mode: {mode}, address: {own}}}")
+    chainctl(lab, "up", str(lab.chain_file))
+    plan = chainctl(lab, "plan", str(lab.chain_file))
+    assert f"uplink {own} on {interface} by {mode}" in plan
+    assert "Nothing to do" in plan
+    assert host_state(lab) == before
+    with Oracle(tmp_path / "oracle", test=mode) as oracle:
+        gateway = str(GATEWAY.ip)
+        oracle.client(path(lab, "client"), "eth0", address="192.168.10.50", gateway=gateway)
+        guards = [server for server in lab.servers if server.plan.hop == 1]
+        own_ip, port = str(HOST.network[20]), source_port(0, 1, Slot.A)
+        oracle.watch(
+            path(lab, "internet"),
+            "host",
+            "outside",
+            allow=[
+                *(
+                    Flow(own_ip, port, str(guard.plan.uplink.ip), guard.plan.port, UDP)
+                    for guard in guards
+                ),
+                Arp(own_ip, str(HOST.network[1])),
+                Arp(str(HOST.ip), str(HOST.network[1])),
+            ],
+            hides=[Inside("192.168.10.0/24"), Inside("198.19.0.0/16"), Inside(f"{TARGET.ip}/32")],
+        )
+        oracle.watch(
+            path(lab, "target"), "eth0", "target", allow=[Anything()], may_carry_canaries=True
+        )
+        oracle.send(Udp(str(TARGET.ip), 7, count=200), expect=Expect.DELIVERED)
+        assert source(lab, "client", gateway) in EXITS
+        chainctl(lab, "close")
+        oracle.send(Udp(str(TARGET.ip), 7, count=200), expect=Expect.STOPPED, name="closed")
+        oracle.judge().assert_clean()
+    chainctl(lab, "down")
+    assert host_state(lab) == before
+
+
+def test_the_way_out_changes_while_the_chain_is_up(lab: Lab) -> None:
+    before = host_state(lab)
+    gateway = str(GATEWAY.ip)
+    chainctl(lab, "up", str(lab.chain_file))
+    rewrite(lab, f"wan: {{interface: eth0, mode: macvlan, address: {HOST.network[20]}/24}}")
+    chainctl(lab, "up", str(lab.chain_file))
+    assert source(lab, "client", gateway) in EXITS
+    assert host_state(lab) == before
+    rewrite(lab, "wan: {interface: eth0}")
+    chainctl(lab, "up", str(lab.chain_file))
+    assert source(lab, "client", gateway) in EXITS
+    chainctl(lab, "down")
+    assert host_state(lab) == before
+
+
 def test_two_networks_of_devices_share_a_chain_and_do_not_meet(lab: Lab) -> None:
     guest = lab.namespace("client2")
     ip(
@@ -100,8 +206,8 @@ def test_two_networks_of_devices_share_a_chain_and_do_not_meet(lab: Lab) -> None
     lab.chain_file.write_text(file.replace(lan, both))
     chainctl(lab, "up", str(lab.chain_file))
     assert "guests" in chainctl(lab, "plan", str(lab.chain_file))
-    assert source(lab, "client", str(GATEWAY.ip)) == EXIT
-    assert source(lab, "client2", GUESTS) == EXIT
+    assert source(lab, "client", str(GATEWAY.ip)) in EXITS
+    assert source(lab, "client2", GUESTS) in EXITS
     with listening(lab, "client"), listening(lab, "client2"):
         assert reaches(lab, "client", "192.168.10.50")
         assert reaches(lab, "client2", "10.20.0.50")

@@ -27,6 +27,7 @@ CHAINS = {
     "openvpn": make_chain(3, vias=(TCP, UDP, UDP)),
     "openvpn_untold": make_chain(2, vias=(UDP, TCP), told=False),
     "bridge": make_chain(1, lan_mode=LanMode.BRIDGE, lan="172.20.0.1/16", docker_user=True),
+    "own_uplink": make_chain(2, guests=True, wan_mode=LanMode.MACVLAN, both_slots=True),
 }
 
 
@@ -131,7 +132,8 @@ def _rules_of(chain: Chain, hop: Hop) -> str:
 def test_only_the_exit_and_the_gateway_use_conntrack(chain: Chain) -> None:
     for table in _tables(chain):
         uses = bool(re.search(r"\bct\b|masquerade|dnat", table.rules))
-        assert uses == (table.ns in (HOST, chain.gateway, chain.namespace(chain.exit)))
+        places = (chain.uplink_namespace, chain.gateway, chain.namespace(chain.exit))
+        assert uses == (table.ns in places)
 
 
 @given(chain=chains(told=None))

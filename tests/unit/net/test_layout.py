@@ -29,6 +29,7 @@ from chainctl.model.parts import (
     Forwarding,
     KernelWireGuard,
     LanLeg,
+    LanMode,
     Leg,
     Namespace,
     NftTable,
@@ -55,10 +56,18 @@ several = st.lists(st.integers(0, MAX_CHAINS - 1), min_size=2, max_size=4, uniqu
 )
 
 
-@pytest.mark.parametrize("hops", [1, 3])
-def test_golden(hops: int, golden: Golden) -> None:
-    parts = layout(make_chain(hops, docker_user=hops == 1))
-    golden(HERE / "golden" / f"layout_{hops}.txt", "".join(f"{_line(part)}\n" for part in parts))
+@pytest.mark.parametrize(
+    ("name", "chain"),
+    [
+        ("layout_1", make_chain(1, docker_user=True)),
+        ("layout_3", make_chain(3)),
+        ("layout_own_uplink", make_chain(2, guests=True, wan_mode=LanMode.MACVLAN)),
+    ],
+    ids=["1", "3", "own uplink"],
+)
+def test_golden(name: str, chain: Chain, golden: Golden) -> None:
+    lines = "".join(f"{_line(part)}\n" for part in layout(chain))
+    golden(HERE / "golden" / f"{name}.txt", lines)
 
 
 def _line(part: Part) -> str:
@@ -220,7 +229,7 @@ def test_policy_comes_before_connectivity(chain: Chain) -> None:
                     for leg in parts
                     if isinstance(leg, Leg) and leg.ns == ns
                 )
-            case LanLeg():
+            case LanLeg(ns) if ns == chain.gateway:
                 before = (Client, TunnelConfig, PortFilter, Namespace)
                 assert all(n < number for n, p in enumerate(parts) if isinstance(p, before))
             case _:

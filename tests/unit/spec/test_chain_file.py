@@ -113,6 +113,25 @@ def test_broken_networks_of_devices(folder: Path, lan: str, said: str) -> None:
     assert found == [said]
 
 
+@pytest.mark.parametrize(
+    ("wan", "said"),
+    [
+        ("mode: macvlan", "5:13 C139 `mode: macvlan` needs `address`, one of the chain's own"),
+        ("address: 203.0.113.5/24", "C139 `address` goes with `mode: macvlan` or `mode: bridge`"),
+        ("router: 203.0.113.1", "C139 `router` goes with `mode: macvlan` or `mode: bridge`"),
+        (
+            "mode: bridge, address: 203.0.113.5/24, router: 198.51.100.1",
+            "C139 198.51.100.1 is no other address in 203.0.113.0/24",
+        ),
+    ],
+)
+def test_broken_ways_out(folder: Path, wan: str, said: str) -> None:
+    with pytest.raises(MendFile) as caught:
+        parse_chain_file(chain_text(more=f"wan: {{{wan}}}\n"), folder / "chain.yaml")
+    (one,) = caught.value.complaints
+    assert f"{one.line}:{one.column} {one.code} {one.message}".endswith(said)
+
+
 def test_every_key(folder: Path) -> None:
     more = (
         "wan: {interface: eth0, mode: nat}\ndns: {upstream: 9.9.9.9}\n"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
 from hypothesis import strategies as st
@@ -16,6 +17,7 @@ from chainctl.model.chain import (
     Engine,
     Hop,
     Lan,
+    Place,
     Slot,
     Tunnel,
     Uplink,
@@ -101,6 +103,10 @@ def _openvpn_tunnel(
     )
 
 
+GUESTS = Lan("lan1", "guests", IPv4Interface("10.20.0.1/24"), LanMode.BRIDGE)
+PLACE = Place(LanMode.MACVLAN, IPv4Interface("203.0.113.5/24"), IPv4Address("203.0.113.1"))
+
+
 def make_chain(
     hops: int = 3,
     *,
@@ -119,6 +125,8 @@ def make_chain(
     vias: Sequence[int | None] = (),
     told: bool = True,
     wires: IPv4Network = WIRES,
+    guests: bool = False,
+    wan_mode: LanMode | None = None,
 ) -> Chain:
     """`servers`: which server each hop uses (default: its first), guard first. `vias`: how, as
     for `make_tunnel` (default: by WireGuard).
@@ -129,8 +137,10 @@ def make_chain(
     return Chain(
         name=name,
         number=number,
-        lans=(Lan("lan0", "eth1", IPv4Interface(lan), lan_mode),),
-        uplink=Uplink("eth0", uplink_mtu, forwarded_before, docker_user),
+        lans=(Lan("lan0", "eth1", IPv4Interface(lan), lan_mode), *([GUESTS] if guests else [])),
+        uplink=Uplink("eth0", uplink_mtu, forwarded_before, docker_user)
+        if wan_mode is None
+        else Uplink("eth0", uplink_mtu, True, False, replace(PLACE, mode=wan_mode)),
         hops=tuple(
             Hop(
                 hop_number,
@@ -177,4 +187,6 @@ def chains(
         uplink_mtu=st.sampled_from((1500, 1492, 9000)),
         path_mtu=st.sampled_from((None, 1480, 1492)),
         both_slots=st.booleans(),
+        guests=st.booleans(),
+        wan_mode=st.sampled_from((None, None, *LanMode)),
     )

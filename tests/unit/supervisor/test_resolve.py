@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from pathlib import Path
 
 import pytest
@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chainctl.errors import ChainctlError, ChangeServer
-from chainctl.model.chain import Engine, Slot
+from chainctl.model.chain import Engine, Place, Slot
 from chainctl.model.facts import (
     FirewallFacts,
     Known,
@@ -21,12 +21,13 @@ from chainctl.model.facts import (
     Reading,
     RouteFacts,
 )
-from chainctl.model.parts import LanMode
+from chainctl.model.parts import HOST, LanMode, NftTable
 from chainctl.model.secret import Secret
 from chainctl.model.selection import HopSelection
 from chainctl.model.wireguard import WireGuardConfig
+from chainctl.net.layout import layout
 from chainctl.spec.chain_file import load_chain_file
-from chainctl.spec.model import ChainSpec, HopSpec, ServerProfile
+from chainctl.spec.model import ChainSpec, HopSpec, ServerProfile, WanSpec
 from chainctl.supervisor.resolve import Facts, resolve, settle
 from tests.unit.spec.builders import chain_text, profile, profile_text
 
@@ -174,6 +175,62 @@ def test_resolving_twice_gives_the_same(spec: ChainSpec) -> None:
 def test_how_the_gateway_is_joined(spec: ChainSpec, link: str, mode: LanMode) -> None:
     spec = replace(spec, lans=(replace(spec.lans[0], interface=link),))
     assert resolve(spec, FACTS).lans[0].mode is mode
+
+
+WAN = WanSpec("br0", LanMode.BRIDGE, IPv4Interface("203.0.113.5/24"), IPv4Address("203.0.113.1"))
+
+
+def test_a_way_out_of_its_own_touches_nothing_of_the_host(spec: ChainSpec) -> None:
+    strict = replace(NETWORK, firewall=FirewallFacts(forward_drops=("ip filter FORWARD",)))
+    chain = resolve(replace(spec, wan=WAN), replace(FACTS, network=strict))
+    assert chain.uplink.place == Place(
+        LanMode.BRIDGE, IPv4Interface("203.0.113.5/24"), IPv4Address("203.0.113.1")
+    )
+    assert {part.ns for part in layout(chain) if isinstance(part, NftTable)} >= {"home.uplink"}
+    assert not [part for part in layout(chain) if HOST in part.key]
+
+
+def test_the_router_is_the_hosts_when_nobody_says(spec: ChainSpec) -> None:
+    route = replace(NETWORK.routes[0], gateway=IPv4Address("203.0.113.9"))
+    network = replace(NETWORK, routes=(route,))
+    wan = replace(WAN, interface="eth0", mode=LanMode.MACVLAN, router=None)
+    chain = resolve(replace(spec, wan=wan), replace(FACTS, network=network))
+    assert chain.uplink.place is not None
+    assert chain.uplink.place.router == IPv4Address("203.0.113.9")
+
+
+@pytest.mark.parametrize(
+    ("code", "wan", "network"),
+    [
+        ("C331", replace(WAN, interface="eth0"), NETWORK),
+        ("C335", replace(WAN, router=None), NETWORK),
+        (
+            "C336",
+            WAN,
+            replace(
+                NETWORK,
+                firewall=FirewallFacts(
+                    forward_drops=("ip filter FORWARD",), bridge_calls_iptables=True
+                ),
+            ),
+        ),
+        (
+            "C334",
+            replace(WAN, interface="wlan0", mode=LanMode.MACVLAN),
+            replace(
+                NETWORK,
+                links=(*NETWORK.links, LinkFacts("wlan0", wireless=Reading(Known.YES, ""))),
+            ),
+        ),
+    ],
+)
+def test_ways_out_that_cannot_be(
+    spec: ChainSpec, code: str, wan: WanSpec, network: NetworkFacts
+) -> None:
+    with pytest.raises(ChainctlError) as caught:
+        resolve(replace(spec, wan=wan), replace(FACTS, network=network))
+    assert caught.value.code == code
+    assert caught.value.hint
 
 
 def _network(**changes: object) -> Facts:
