@@ -174,11 +174,12 @@ def _wait_until(reached: Callable[[], bool], what: str) -> None:
 
 
 def _wait_for_silence(lab: Lab) -> None:
-    begun = time.monotonic()
+    begun, last = time.monotonic(), 0.0
     while "source" in lab.ask("client", resolver=str(GATEWAY.ip), timeout=0.5)["web"]:
-        if time.monotonic() - begun > _PATIENCE:
+        last = time.monotonic() - begun
+        if last > _PATIENCE:
             raise LookAgain("C620", "the gate did not shut by itself")
-    click.echo(f"  silent after {time.monotonic() - begun:.1f} s")
+    click.echo(f"  last answer after {last:.1f} s")
 
 
 def _kill_supervisor(lab: Lab) -> None:
