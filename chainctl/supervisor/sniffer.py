@@ -47,6 +47,9 @@ LOOK_BUSY = 0.02
 LOOK_IDLE = 1.0
 """The same of one that is not: when it is used again, this is how late it is noticed."""
 
+_AWAY = 3
+"""Questions overdue from which an answer counts as a return."""
+
 _OUTER = "out0"
 """The link of a hop towards its server."""
 _NOWHERE = IPv4Address("192.0.2.1")
@@ -100,6 +103,8 @@ class Reading:
     """When the newest question went out that was answered: older ones without one are lost."""
     silent_since: float = 0.0
     """When the first question went out that nothing has answered since; 0: none."""
+    back_since: float = 0.0
+    """When it was heard for the first time, or again after a silence out of the ordinary."""
     behaviour: Behaviour = NEVER_HEARD
     questions: tuple[float, ...] = ()
     """When each question went out that came after what was heard last."""
@@ -117,10 +122,12 @@ class Reading:
         """Smoothed round-trip time in seconds; 0: never heard."""
         return self.behaviour.mean
 
-    def overdue(self, now: float) -> int:
-        """Questions that this hop would have answered by now, as it usually is."""
+    def overdue(self, now: float, since: float = 0.0) -> int:
+        """Questions asked from `since` on that this hop would have answered by now, as it usually
+        is.
+        """
         late = self.behaviour.late
-        return sum(now - asked > late for asked in self.questions)
+        return sum(now - asked > late for asked in self.questions if asked >= since)
 
     def receives(self, now: float) -> bool:
         """Something came out of the tunnel a moment ago, if no answer to us."""
@@ -431,6 +438,7 @@ class Sniffer:
             last_heard=now,
             answered=max(reading.answered, sent_at),
             silent_since=0.0,
+            back_since=now if _was_away(reading, now) else reading.back_since,
             unanswered=0,
             questions=(),
             behaviour=reading.behaviour.after(rtt, len(lost)),
@@ -448,6 +456,11 @@ class Sniffer:
                     return
             except BlockingIOError:
                 return
+
+
+def _was_away(reading: Reading, now: float) -> bool:
+    """A single question that is overdue is a packet lost."""
+    return not reading.last_heard or reading.overdue(now) >= _AWAY
 
 
 def _is_unreturned(reading: Reading, now: float) -> bool:

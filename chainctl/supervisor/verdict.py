@@ -23,17 +23,21 @@ def outermost_dead(
 
     A hop that falls silent silences every hop inside it, at about the same moment. So a hop is
     blamed only when each one outside it was heard after it fell silent itself; otherwise one
-    waits until it is clear which of them it is. Whatever is received through the tunnel is a
-    sign of life, also if it answers nobody's question, but not for ever.
+    waits until it is clear which of them it is. What was asked before a hop outside it came back,
+    or got another server, nobody could answer: its silence counts from then. Whatever is received
+    through the tunnel is a sign of life, also if it answers nobody's question, but not for ever.
     """
+    reachable_since = 0.0
     for index, reading in enumerate(readings):
+        since = max(reading.silent_since, reachable_since)
+        reachable_since = max(reachable_since, reading.back_since)
         if not reading.silent_since:
             continue
-        silence = now - reading.silent_since
+        silence = now - since
         if is_dead(
             reading.behaviour,
             silence=silence,
-            overdue=reading.overdue(now),
+            overdue=reading.overdue(now, since),
             threshold=threshold,
         ):
             if silence < RECEIVES and reading.receives(now):

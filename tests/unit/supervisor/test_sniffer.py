@@ -139,14 +139,18 @@ def test_silence_is_waited_for_and_counted(wire: Wire, sniffer: Sniffer) -> None
 
 def test_what_falls_silent_is_heard_again(wire: Wire, sniffer: Sniffer) -> None:
     sniffer.watch("home/guard", wire.place())
-    heard = sniffer.prove("home/guard", patience=PATIENCE).last_heard
+    first = sniffer.prove("home/guard", patience=PATIENCE)
+    heard = first.last_heard
+    _until(lambda: sniffer.reading("home/guard").heard >= 3)
+    assert sniffer.reading("home/guard").back_since == first.back_since > 0, "it was never away"
     wire.server("ip link set far0 down")
-    _until(lambda: sniffer.reading("home/guard").unanswered >= 3)
+    _until(lambda: sniffer.reading("home/guard").overdue(clock.boot_seconds()) >= 3)
     assert sniffer.reading("home/guard").last_heard >= heard
     wire.server("ip link set far0 up")
     again = sniffer.prove("home/guard", patience=PATIENCE)
     assert again.last_heard > heard
     assert again.unanswered == 0
+    assert again.back_since > first.back_since
 
 
 def test_a_proof_is_never_older_than_the_question(wire: Wire, sniffer: Sniffer) -> None:

@@ -71,6 +71,17 @@ def test_a_dead_hop_is_blamed_before_a_dead_one_inside_it() -> None:
     assert outermost_dead([answering(), silent(NOW - 3), silent(NOW - 4)], NOW) == 1
 
 
+def test_silence_counts_from_when_the_hop_outside_came_back() -> None:
+    """Whatever was asked before could not be answered."""
+    dead = silent(NOW - 10)
+    for ago, blamed in ((0.01, None), (0.2, None), (1.0, 1), (20.0, 1)):
+        back = replace(answering(), back_since=NOW - ago)
+        assert outermost_dead([back, dead], NOW) == blamed, ago
+        assert outermost_dead([answering(), back, dead], NOW) == (blamed and 2), ago
+    own = replace(dead, back_since=NOW - 10.2)
+    assert outermost_dead([own], NOW) == 0, "its own return says nothing about its silence"
+
+
 @given(st.lists(st.one_of(st.none(), st.floats(0.0, 5.0)), max_size=6))
 def test_whoever_is_blamed_has_only_answering_hops_outside(silences: list[float | None]) -> None:
     readings = [
