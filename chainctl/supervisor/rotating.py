@@ -76,6 +76,8 @@ class Rotating(Connecting):
     _uplink_fault: str
     _lossy_since: dict[str, float]
     """Hop -> boot time since which it has lost more than allowed."""
+    _unproved: str
+    """The outermost hop that did not answer when the chain was last to be proved."""
 
     _doubted: dict[str, tuple[float, str, float]]
     """Hop -> the newest silence because of which its standby was asked, the server that was
@@ -472,9 +474,11 @@ class Rotating(Connecting):
             self._execute([Remove(link)], chain)
 
     def _retire(self, chain: Chain, hop: Hop) -> None:
-        """Take away the tunnel that no longer carries traffic."""
-        self._retiring.pop(hop.name, None)
-        self._adjusted(chain, hop, HopSelection.alone)
+        """Take away the tunnel that no longer carries traffic. It drains until it is gone."""
+        try:
+            self._adjusted(chain, hop, HopSelection.alone)
+        finally:
+            self._retiring.pop(hop.name, None)
         self._watch(self._chain)
 
     def _adjusted(

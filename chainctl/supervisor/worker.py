@@ -30,7 +30,7 @@ from chainctl.host import clock
 from chainctl.model.chain import Chain, Engine, Hop
 from chainctl.model.doctor_lan import judge_lan
 from chainctl.model.findings import Level, Wish
-from chainctl.model.parts import Forwarding, Key, Part
+from chainctl.model.parts import Forwarding, Key, NftTable, Part
 from chainctl.model.selection import HopSelection
 from chainctl.net.facts import read_lan
 from chainctl.net.layout import layout
@@ -53,6 +53,9 @@ GATE_TIMEOUT = 4.0
 """Seconds after the last proof at which the kernel shuts the gate by itself."""
 THOROUGH = 30.0
 """Seconds after which a thorough look trusts nothing that was read before."""
+_UNTOUCHED_PATIENCE = 6.5
+"""Seconds for an answer where no tunnel that carries traffic was touched. At most its handshake
+is too old, and a new one gets lost: WireGuard tries again after 5 s (REKEY_TIMEOUT)."""
 
 
 @dataclass
@@ -151,6 +154,7 @@ class Worker(Rotating):
         self._doubted = {}
         self._swept_every = 0.0
         self._held_open_at = 0.0
+        self._unproved = ""
         self._thread = threading.Thread(target=self._run, name=f"chain {name}", daemon=True)
         self._thread.start()
 
@@ -377,11 +381,15 @@ class Worker(Rotating):
         # A chain that was up before and needs steps was tampered with, or a client died.
         repairs = not asked and self.state.proved_at > 0
         self._machine.take_leave(steps)
+        patience = self._known.spec.health.patience
+        if not _touches_what_carries(chain, steps):
+            patience = min(patience, _UNTOUCHED_PATIENCE)
+        self._unproved = ""
         self._executor.execute(
             steps,
             number=chain.number,
             chain=chain,
-            prove=lambda number: self._prove(chain, chain.hops[number - 1], progress),
+            prove=lambda number: self._prove(chain, chain.hops[number - 1], patience, progress),
             open_gate=lambda: self._open_gate(chain, progress),
             done=partial(self._say_repaired, chain) if repairs else _unsaid,
         )
@@ -485,27 +493,30 @@ class Worker(Rotating):
             self._alarmed.set()
             self._queue.put(_Request(self._look))
 
-    def _prove(self, chain: Chain, hop: Hop, progress: Progress) -> None:
+    def _prove(self, chain: Chain, hop: Hop, patience: float, progress: Progress) -> None:
         """Two-way through the hop's tunnel, hence through every hop outside it."""
         begun = time.monotonic()
         try:
-            reading = self._ask_until_heard(chain, hop)
+            reading = self._ask_until_heard(chain, hop, patience)
         except ChainctlError as error:
             progress(hop.name, error.message, time.monotonic() - begun)
+            if isinstance(error, ChangeServer):
+                self._unproved = hop.name
             raise
         took = time.monotonic() - begun
         if reading is None:
+            self._unproved = hop.name
             progress(hop.name, f"{hop.tunnel.server} does not answer", took)
             raise self._no_answer(chain, hop, self._reading(hop), took)
         if hop.number == 1:
             self._check_path_mtu(chain, hop)
         progress(hop.name, f"{hop.tunnel.server} answers both ways", took)
 
-    def _ask_until_heard(self, chain: Chain, hop: Hop) -> Reading | None:
-        """None: not within the hop's patience."""
+    def _ask_until_heard(self, chain: Chain, hop: Hop, patience: float) -> Reading | None:
+        """None: not within so many seconds; what has to connect first has all it may take."""
         key, asked = self._key(hop), clock.boot_seconds()
-        deadline = asked + self._known.spec.health.patience
         waits = hop.tunnel.engine is Engine.OPENVPN
+        deadline = asked + (self._known.spec.health.patience if waits else patience)
         while (left := deadline - clock.boot_seconds()) > 0:
             if waits and not self._connect(chain, hop, hop.tunnel, patience=left):
                 raise AddressIsNew
@@ -604,7 +615,15 @@ class Worker(Rotating):
             elif self._gate_is_open(chain):
                 self._rotate_what_is_due(chain)
         elif now >= self._retry_at:
-            self._converge(chain, wanted, _silent)
+            self._recover(chain, wanted)
+
+    def _recover(self, chain: Chain, wanted: Wanted) -> None:
+        """Try again. Everything up to the proof of a hop was done before that failed, so the hop
+        can get another server beside the silent one, as when it had failed while open.
+        """
+        if self._unproved and not self._held():
+            self._fail_over(chain, self._hop(self._unproved))
+        self._converge(self._chain, wanted, _silent)
 
     def _keep_gate(self, chain: Chain, wanted: Wanted, now: float) -> None:
         if wanted.closed:
@@ -807,6 +826,15 @@ def _once(progress: Progress) -> Progress:
             progress(what, text, seconds)
 
     return report
+
+
+def _touches_what_carries(chain: Chain, steps: Sequence[Step]) -> bool:
+    """Whether a tunnel that carries traffic may have to begin anew. Tables are swapped whole."""
+    hops = tuple(replace(hop, tunnels=(hop.tunnel,)) for hop in chain.hops)
+    carrying = {part.key for part in layout(replace(chain, hops=hops))}
+    return any(
+        isinstance(step, Make | Remove) and step.part.key in carrying for step in steps
+    ) or any(isinstance(step, Change) and not isinstance(step.new, NftTable) for step in steps)
 
 
 def _silent(what: str, text: str, seconds: float) -> None:

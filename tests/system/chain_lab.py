@@ -42,6 +42,7 @@ class ChainLab:
     def __init__(self, lab: Lab) -> None:
         self.lab = lab
         self.drill = Drill(lab, self.ask)
+        self._among: Set[str] = frozenset()
 
     def ask(self, request: Facts) -> Any:
         """Put a request to the supervisor by its socket."""
@@ -112,11 +113,16 @@ class ChainLab:
     def path(self, place: str) -> Path:
         return Path("/run/netns", self.lab.namespace(place))
 
-    def watch(self, oracle: Oracle) -> None:
-        """Watch the client's link, the host's, and all of the internet."""
+    def watch(self, oracle: Oracle, *, among: Set[str] = frozenset()) -> None:
+        """Watch the client's link, the host's, and all of the internet.
+
+        `among`: names of the servers that may serve; by default any of each pool.
+        """
+        self._among = among
         host, internet = self.path("host"), self.path("internet")
         oracle.client(self.path("client"), "eth0", address=CLIENT, gateway=str(GATEWAY.ip))
-        layers = [layer for number in (2, 3) for layer in self._layers(number)]
+        numbers = range(1, self.lab.layout.spec.hops + 1)
+        layers = [layer for number in numbers[1:] for layer in self._layers(number)]
         uplink = self._into(1, str(HOST.ip))
         router = str(HOST.network[1])
         # The second one asks whether the router is there, before a guard is blamed.
@@ -133,16 +139,22 @@ class ChainLab:
         oracle.watch(
             *(internet, "target", "X"),
             allow=[Anything()],
-            hides=[*_INSIDE, *(layer for number in (1, 2, 3) for layer in self._layers(number))],
+            hides=[*_INSIDE, *(layer for number in numbers for layer in self._layers(number))],
             may_carry_canaries=True,
         )
 
     def _watch_server(self, oracle: Oracle, server: Server) -> None:
         number, address = server.plan.hop, str(server.plan.uplink.ip)
-        before = [str(each.plan.uplink.ip) for each in self.pool(number - 1)] or [str(HOST.ip)]
-        flows = [Flow(each, None, address, server.plan.port, UDP) for each in before]
-        is_exit = number == len(HOPS)
-        if is_exit:
+        last = self.lab.layout.spec.hops
+        is_exit = number == last
+        flows: list[Flow] = []
+        if self._may_serve(server):
+            before = [str(each.plan.uplink.ip) for each in self._serving(number - 1)]
+            sources = before or [str(HOST.ip)]
+            flows = [Flow(each, None, address, server.plan.port, UDP) for each in sources]
+        if not flows:
+            is_exit = False
+        elif is_exit:
             flows += [Flow(address, None, f"{TARGET.ip}/32", None, p) for p in (ICMP, TCP, UDP)]
         else:
             flows += self._into(number + 1, address)
@@ -153,15 +165,24 @@ class ChainLab:
                 *flows,
                 *map(IcmpErrorAbout, flows),
             ],
-            hides=[*_INSIDE, *(layer for k in range(number + 2, 4) for layer in self._layers(k))],
+            hides=[
+                *_INSIDE,
+                *(layer for k in range(number + 2, last + 1) for layer in self._layers(k)),
+            ],
             may_carry_canaries=is_exit,
         )
+
+    def _may_serve(self, server: Server) -> bool:
+        return not self._among or server.plan.label in self._among
+
+    def _serving(self, number: int) -> list[Server]:
+        return [server for server in self.pool(number) if self._may_serve(server)]
 
     def _into(self, number: int, source: str) -> list[Flow]:
         """The tunnels of a hop, as they come from `source`."""
         return [
             Flow(source, port, str(server.plan.uplink.ip), server.plan.port, UDP)
-            for server in self.pool(number)
+            for server in self._serving(number)
             for port in _source_ports(number)
         ]
 

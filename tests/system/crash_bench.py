@@ -74,12 +74,17 @@ class Bench:
 
 
 @contextmanager
-def bench_of(hops: int) -> Iterator[Bench]:
-    """A new lab; of it and all that was killed in it nothing is left afterwards."""
+def bench_of(hops: int, *, spares: int = 0, more: str = "") -> Iterator[Bench]:
+    """A new lab; of it and all that was killed in it nothing is left afterwards.
+
+    `more` is added to the chain file.
+    """
     name = f"crash-{secrets.token_hex(3)}"
     engine = find_wireguard_go(Settings.load().image_dir)
     try:
-        lab = Lab.create(LabSpec(name, hops=hops, spares=0, offload=False), wireguard_go=engine)
+        spec = LabSpec(name, hops=hops, spares=spares, offload=False)
+        lab = Lab.create(spec, wireguard_go=engine)
+        lab.chain_file.write_text(lab.chain_file.read_text() + more)
         with Forks(lab) as forks:
             empty = Bench(lab, forks, snapshot(lab))
             # The host learns its router's address from the first chain's packets, and keeps it.

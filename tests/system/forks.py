@@ -9,15 +9,22 @@ supervisor of its own, from the lock to the journal, carries out the requests it
     with Forks(lab) as forks:
         assert forks.run(UP, crash_at="17:before").killed
         assert forks.run(UP).checked().steps == (83,)
+
+What takes its time in the background needs requests of its own, which no supervisor has:
+`adopt` (as a supervisor does that starts by itself), `crash_in` (the step counts from there
+on), `freeze` (a server of the lab), `settle` (until
+every server is replaced that is to be, and nothing of an older one is left).
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
+import time
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,11 +32,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from chainctl.errors import ChainctlError
 from chainctl.lab.lab import Lab
 
 Facts = dict[str, Any]
 
 _ROOT = Path(__file__).resolve().parents[2]
+_SETTLED = 45.0
+"""Seconds; most takes three, but a supervisor that found nobody tries again ever more rarely."""
 
 
 @dataclass(frozen=True)
@@ -179,7 +189,7 @@ def _carry_out(requests: list[Facts], log: Path | None) -> Facts:
         passed = 0
         for request in requests:
             try:
-                done["answers"].append(daemon.answer(running, request, lambda message: None))
+                done["answers"].append(_answer(running, request, log))
             except Exception as error:
                 done["error"] = daemon.describe_error(error)
                 break
@@ -191,6 +201,56 @@ def _carry_out(requests: list[Facts], log: Path | None) -> Facts:
     if idle:
         daemon.sweep_out(settings)
     return done
+
+
+def _answer(running: Any, request: Facts, log: Path | None) -> Any:
+    from chainctl import daemon
+
+    match request:
+        case {"do": "crash_in", "steps": int(steps), "moment": str(moment)}:
+            assert log is not None, "what was passed already stands in the log"
+            passed = log.read_text().count(":after ")
+            os.environ["CHAINCTL_CRASH_AT"] = f"{passed + steps}:{moment}"
+            return None
+        case {"do": "freeze", "lab": str(name), "server": str(server)}:
+            Lab.load(name).server(server).freeze()
+            return None
+        case {"do": "adopt"}:
+            return running.adopt_all()
+        case {"do": "settle"}:
+            return _settle(running, **{key: request[key] for key in request if key != "do"})
+        case _:
+            return daemon.answer(running, request, lambda message: None)
+
+
+def _settle(running: Any, *, away_from: str = "", standby: str = "") -> Facts:
+    """The status once the chain is open with one tunnel a hop, none of them to the server
+    `away_from`, but for the hop `standby`, which is to have a second one.
+    """
+    deadline = time.monotonic() + _SETTLED
+    while True:
+        (facts,) = running.status()
+        if _is_settled(facts, away_from, standby):
+            # What the status tells already may still be at work: this waits for its turn.
+            with contextlib.suppress(ChainctlError):
+                running.open_gate(facts["chain"], lambda *_: None)
+            (facts,) = running.status()
+            if _is_settled(facts, away_from, standby):
+                return dict(facts)
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"not settled within {_SETTLED:g} s: {facts}")
+        time.sleep(0.02)
+
+
+def _is_settled(facts: Facts, away_from: str, standby: str) -> bool:
+    hops = facts["hops"]
+    return (
+        facts["posture"] == "open"
+        and bool(hops)
+        and all(hop["draining_seconds"] is None for hop in hops)
+        and all(hop["server"] != away_from for hop in hops)
+        and all(hop["standby"] for hop in hops if hop["hop"] == standby)
+    )
 
 
 if __name__ == "__main__":
