@@ -269,7 +269,8 @@ def _server_place(server: ServerPlan) -> Place:
     DNS asked at its address in the tunnel goes to the target, which therefore sees the
     question come from this server. What it encrypts goes out without DF, as from the kernel's
     WireGuard, which providers run (drivers/net/wireguard/socket.c): with DF, the first large
-    answer through an outer tunnel would be lost.
+    answer through an outer tunnel would be lost. What its conntrack thinks is no part of a
+    connection (after a long silence, say) would go out with the customer's inner address.
     """
     arriving = f'iifname "{server.link}" ip daddr {server.tunnel.ip}'
     asked = f"{arriving} meta l4proto {{ tcp, udp }} th dport 53"
@@ -278,6 +279,10 @@ table ip lab {{
     chain prerouting {{
         type nat hook prerouting priority dstnat
         {asked} dnat to {TARGET.ip}
+    }}
+    chain forward {{
+        type filter hook forward priority filter
+        iifname "wg0" oifname "eth0" ct state invalid drop
     }}
     chain postrouting {{
         type nat hook postrouting priority srcnat
