@@ -1,4 +1,5 @@
-"""`python -m bench [--only NAME,...]`: measure, print a table, write bench/results.json.
+"""`python -m bench [--only NAME,...]`: measure, print a table, write bench/results.json
+and the tables in docs/ that are made from it.
 
 Exit status 1 when a row does not meet its target.
 """
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import bench.rows
+from bench import tables
 from bench.harness import ROWS, merge, report
 
 _RESULTS = Path(__file__).with_name("results.json")
@@ -33,6 +35,7 @@ def main() -> int:
         reports.append(report(ROWS[name], ROWS[name].measure()))
         print(render(reports[-1]), flush=True)
         merge(_RESULTS, reports)
+    tables.main()
     return 0 if all(entry["met"] for entry in reports) else 1
 
 

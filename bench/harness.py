@@ -7,14 +7,16 @@ interval a percentile bootstrap over them (Efron and Tibshirani 1993, chapter 13
 
 from __future__ import annotations
 
+import bisect
 import functools
 import json
+import math
 import os
 import platform
 import random
 import statistics
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -38,12 +40,15 @@ class Ratio:
 
 @dataclass(frozen=True)
 class Result:
-    """What a row measured. `samples` are the numbers themselves, in the order they came."""
+    """What a row measured. `samples` are the numbers themselves, in the order they came;
+    `classes` says which of them belong together, by what was different between them.
+    """
 
     value: float
     samples: Sequence[float] | Sequence[Pair]
     baseline: float | None = None
     ratio: Ratio | None = None
+    classes: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -91,6 +96,24 @@ class Row:
     unit: str
     target: Target
     measure: Callable[[], Result]
+
+
+EDGES = (0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0)
+"""Upper ends of the classes of a histogram, in the row's unit; what is more is in one more."""
+
+
+def describe(samples: Sequence[float]) -> dict[str, Any]:
+    """A distribution as `bench/results.json` holds it."""
+    counts = [0] * (len(EDGES) + 1)
+    for sample in samples:
+        counts[bisect.bisect_left(EDGES, sample)] += 1
+    return {
+        "count": len(samples),
+        "median": round(statistics.median(samples), 3),
+        "p90": round(sorted(samples)[math.ceil(0.9 * len(samples)) - 1], 3),
+        "max": round(max(samples), 3),
+        "histogram": counts,
+    }
 
 
 ROWS: dict[str, Row] = {}
@@ -152,6 +175,7 @@ def bootstrap_ratio(pairs: Sequence[Pair], *, rng: random.Random | None = None) 
 
 def report(row: Row, result: Result) -> dict[str, Any]:
     """The row as `bench/results.json` holds it."""
+    distribution = {name: describe(samples) for name, samples in result.classes.items()}
     return {
         "name": row.name,
         "unit": row.unit,
@@ -162,6 +186,7 @@ def report(row: Row, result: Result) -> dict[str, Any]:
         "met": row.target.met(result),
         "samples": list(result.samples),
         "machine": machine(),
+        **({"distribution": distribution} if distribution else {}),
     }
 
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 _KINDS = {
     "kill-server": "the server's VPN is gone, its machine says so",
     "freeze-server": "the server takes everything and answers nothing",
+    "cut-server": "the server's line is cut, and nobody says so",
     "one-way": "the server hears everything, nothing it sends arrives",
     "loss": "10 % of the packets are lost, each way: no reason to change it",
     "delay": "200 ms more to the server and back: no reason either",

@@ -29,6 +29,7 @@ class Kind(Enum):
 
     KILL_SERVER = "kill-server"
     FREEZE_SERVER = "freeze-server"
+    CUT_SERVER = "cut-server"
     ONE_WAY = "one-way"
     LOSS = "loss"
     DELAY = "delay"
@@ -39,7 +40,7 @@ class Kind(Enum):
     @property
     def ends_service(self) -> bool:
         """Only another server helps."""
-        return self in (Kind.KILL_SERVER, Kind.FREEZE_SERVER, Kind.ONE_WAY)
+        return self in (Kind.KILL_SERVER, Kind.FREEZE_SERVER, Kind.CUT_SERVER, Kind.ONE_WAY)
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,8 @@ def _strike(kind: Kind, mark: Mark) -> bool:
 
 def _spoil(lab: Lab, kind: Kind, server: Server) -> None:
     match kind:
+        case Kind.CUT_SERVER:
+            _cut(lab, server)
         case Kind.ONE_WAY:
             lab.set_one_way(server.name, True)
         case Kind.LOSS:
@@ -104,6 +107,8 @@ def _mend(lab: Lab, kind: Kind, server: Server) -> None:
             server.restart()
         case Kind.FREEZE_SERVER:
             server.thaw()
+        case Kind.CUT_SERVER:
+            _splice(lab, server)
         case Kind.ONE_WAY:
             lab.set_one_way(server.name, False)
         case Kind.LOSS:
@@ -116,6 +121,21 @@ def _mend(lab: Lab, kind: Kind, server: Server) -> None:
             pass
         case Kind.UPLINK_FLAP:
             lab.set_uplink(True)
+
+
+def _cut(lab: Lab, server: Server) -> None:
+    """Nothing gets through the server's cable, in one transaction; routes stay."""
+    namespace, link = _line_ends(lab, server)[0]
+    chains = (
+        f"chain {hook} {{ type filter hook {hook} device {link} priority 0; drop; }};"
+        for hook in ("ingress", "egress")
+    )
+    namespaces.run_in(namespace, f"nft 'table netdev cut-{server.name} {{ {' '.join(chains)} }}'\n")
+
+
+def _splice(lab: Lab, server: Server) -> None:
+    namespace, _ = _line_ends(lab, server)[0]
+    namespaces.run_in(namespace, f"nft delete table netdev cut-{server.name} || true\n")
 
 
 def _narrow(lab: Lab, server: Server) -> None:
