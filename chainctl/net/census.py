@@ -55,7 +55,7 @@ class Census:
 
     def _ends(self) -> set[int]:
         """Ports whose wire leads elsewhere than before."""
-        keys, _ = self._rows["port_map"]
+        keys, _ = self._rows.get("port_map", (b"", b""))
         ports = [rows_of.to_number(keys[at : at + 4]) for at in range(0, len(keys), 4)]
         self._turn = (self._turn + 1) % _TURNS
         found = {port: self.table.far(port) for port in ports[self._turn :: _TURNS]}

@@ -7,6 +7,7 @@ ForeignLink, or a Route or Rule with a description in the place of its link.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -65,6 +66,11 @@ class Sight:
     """None: not everything that `Namespaces.create` promises of its settings holds."""
     without_ipv6: frozenset[str] = frozenset()
     """In the host's namespace: links on which IPv6 is off."""
+
+    @functools.cached_property
+    def indexes(self) -> Mapping[str, int]:
+        """Of the links by their names."""
+        return {link.name: link.index for link in self.links}
 
 
 BRIDGE_PORT = "lan-"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import socket
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
@@ -738,11 +738,11 @@ class Machine:
         chain = self._chains.get(client.partition(".")[0])
         return self._runtimes[chain.runtime if chain else RuntimeKind.EMBEDDED]
 
-    def _ports(self) -> dict[str, int]:
+    def _ports(self) -> Mapping[str, int]:
         """Index by name of everything in the panel; empty when there is none."""
         if self.namespaces.inode(PANEL) is None:
             return {}
-        return {link.name: link.index for link in self._links.sight(PANEL).links}
+        return self._links.sight(PANEL).indexes
 
     def _port_index(self, port: PortName) -> int:
         index = self._ports().get(port)

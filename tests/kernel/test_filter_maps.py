@@ -239,11 +239,12 @@ def test_reading_is_quick(panel: PanelFilter) -> None:
 
 def test_a_census_tells_which_rows_somebody_changed(panel: PanelFilter) -> None:
     port = Port(256, IPv4Address(0), 1500, PortMode.TUPLE, SCOPE, 0)
+    census = Census(panel)
+    assert census.take() == Differences()
     for index in (LINK, LINK + 1):
         panel.put_port(index, port)
     panel.put_policy(_policy(SCOPE))
     panel.put_wires(_wires(3))
-    census = Census(panel)
     assert census.take() == Differences(frozenset({LINK, LINK + 1, 7}), frozenset({SCOPE}))
     # Ends of wires are asked for in turns.
     for _ in range(2):
