@@ -37,7 +37,7 @@ def test_the_example_of_the_documents(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(HERE / "profiles")
     done = check("es-mad-01.ovpn")
     assert done.exit_code == 0
-    shown = f"```\n$ chainctl secrets check es-mad-01.ovpn\n{done.output}```\n"
+    shown = f"```\nchainctl secrets check es-mad-01.ovpn\n{done.output}```\n"
     assert shown in (DOCS / "profiles.md").read_text()
 
 
