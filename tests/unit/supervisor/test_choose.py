@@ -188,6 +188,7 @@ def test_strikes_add_up_decay_by_half_and_survive_a_clock_set_back() -> None:
     strike = Strike(0.0, NOW).another(NOW).another(NOW)
     assert strike.weight_at(NOW) == 2.0
     assert strike.weight_at(NOW + HALF_LIFE) == 1.0
+    assert strike.another(NOW + HALF_LIFE).weight_at(NOW + HALF_LIFE) == 2.0
     assert strike.weight_at(NOW - 86400) == 2.0
 
 

@@ -78,6 +78,13 @@ def test_the_estimates_follow_what_is_measured() -> None:
     assert changed.loss == pytest.approx(0.5, abs=0.05)
 
 
+def test_one_answer_moves_the_estimates_as_in_rfc_6298() -> None:
+    moved = Behaviour(0.1, 0.04, 0.0, 0.1).after(0.9)
+    assert moved.mean == pytest.approx(0.2)
+    assert moved.deviation == pytest.approx(0.23)
+    assert moved.usual == pytest.approx(0.1 + 0.8 / 256)
+
+
 def test_more_has_to_be_overdue_where_more_is_lost() -> None:
     clean = learned(*((0.05, 0) for _ in range(100)))
     poor = learned(*((0.05, n % 2) for n in range(200)))
