@@ -18,7 +18,7 @@ from typing import Any
 import click
 
 from chainctl.errors import LookAgain
-from chainctl.lab.lab import Lab
+from chainctl.lab.lab import Lab, Server
 from chainctl.lab.layout import GATEWAY, TARGET, LabSpec
 from chainctl.lab.making import PROGRAMS
 from chainctl.lab.wireguard_go import find_wireguard_go
@@ -76,7 +76,7 @@ def _show(lab: Lab) -> None:
         _show_wires(lab)
         _say("The second server dies: another one of its pool takes over")
         before = _server_of(lab, "middle")
-        lab.server(2).kill()
+        _labelled(lab)[before].kill()
         _wait_until(lambda: _server_of(lab, "middle") != before, "another server")
         _chainctl(lab, "explain")
         _ask(lab, "client")
@@ -96,11 +96,15 @@ def _show(lab: Lab) -> None:
     _ask(lab, "client", expect_silence=True)
 
 
+def _labelled(lab: Lab) -> dict[str, Server]:
+    """By the name that its provider gives it."""
+    return {server.plan.label: server for server in lab.servers}
+
+
 def _show_wires(lab: Lab) -> None:
     """Captures in the namespaces of the servers and of the site, never of the chain."""
     marker = secrets.token_bytes(16)
-    by_name = {server.plan.label: server for server in lab.servers}
-    servers = [by_name[name] for name in _servers(lab).values()]
+    servers = [_labelled(lab)[name] for name in _servers(lab).values()]
     places = [*(server.plan.name for server in servers), "target"]
     with _taps(lab, places, marker) as taps:
         argv = [sys.executable, "-I", "-c", _SEND, marker.hex(), str(_MARKED), str(TARGET.ip)]
