@@ -43,7 +43,7 @@ in
     program = lib.getExe' wireguard-static "wireguard-go";
     entrypoint = [ "/usr/bin/wireguard-go" ];
     directories = [ "run/wireguard" ];
-    licence = "MIT";
+    licence = "BSD-3-Clause AND MIT";
   };
 
   pause = image {
@@ -55,6 +55,6 @@ in
       "/usr/bin/catatonit"
       "-P"
     ];
-    licence = "GPL-2.0-or-later";
+    licence = "GPL-2.0-or-later AND LGPL-2.1-or-later";
   };
 }

@@ -13,6 +13,7 @@ from chainctl.images.image import (
     ARCHES,
     Image,
     ensure_image,
+    executables,
     is_whole,
     list_images,
     machine_arch,
@@ -73,7 +74,8 @@ def list_(json: bool) -> None:
             f"{tick(whole)} {image.kind.value:<10} {image.digest[:12]}  {image.arch}  "
             f"{_mib(image.size)}, {_mib(image.gzip_size)} as gzip  {pinned}, {state}"
         )
-        click.echo(f"  {image.entrypoint[0]} {image.version}, {image.licence}")
+        click.echo(f"  version {image.version}; can be executed: {', '.join(executables(image))}")
+        click.echo(f"  {image.licence}")
         click.echo(f"  {', '.join(image.packages)}")
     if not found:
         click.echo("No images yet. Run: chainctl images build")
@@ -206,6 +208,7 @@ def _facts(image: Image, *, whole: bool) -> dict[str, Any]:
         "root": str(image.root),
         "sbom": str(image.sbom),
         "entrypoint": list(image.entrypoint),
+        "executables": executables(image),
         "size": image.size,
         "gzip_size": image.gzip_size,
         "licence": image.licence,

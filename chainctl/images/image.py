@@ -111,6 +111,16 @@ def is_whole(image: Image) -> bool:
     return digest(shelf.read_root(image.root)) == image.digest
 
 
+def executables(image: Image) -> list[str]:
+    """Paths in the image of all files that can be executed: the program, and its loader."""
+    root = shelf.read_root(image.root)
+    return [
+        f"/{path}"
+        for path, node in sorted(root.items())
+        if isinstance(node.content, bytes) and node.mode & 0o111
+    ]
+
+
 def verify_image(image: Image) -> list[str]:
     """What the image breaks of its contract, as sentences; empty when it keeps it."""
     from chainctl.images.contract import breaches, unlike_sbom

@@ -62,7 +62,7 @@ RECIPES = {
 
 
 LICENCES = {
-    "catatonit": "GPL-2.0-or-later",
+    "catatonit": "GPL-2.0-or-later AND LGPL-2.1-or-later",
     "libc6": "LGPL-2.1-or-later",
     "libcap-ng0": "LGPL-2.1-or-later",
     "libcap2": "BSD-3-Clause OR GPL-2.0-only",
@@ -76,15 +76,18 @@ LICENCES = {
     "libxxhash0": "BSD-2-Clause",
     "libzstd1": "BSD-3-Clause OR GPL-2.0-only",
     "openvpn": "GPL-2.0-only WITH openvpn-openssl-exception",
-    "wireguard-go": "MIT",
+    "wireguard-go": "BSD-3-Clause AND MIT",
     "zlib1g": "Zlib",
 }
-"""SPDX expressions, read in the copyright files of the packages for the files that are taken."""
+"""SPDX expressions for the files that are taken, read in the copyright files of the packages.
+
+With the licence of what is linked into the static ones: glibc, Go and its libraries.
+"""
 
 
 def licence_of(kind: ImageKind) -> str:
     """The SPDX expression for all of an image's packages."""
-    single = {LICENCES[name] for name in RECIPES[kind].packages}
+    single = {one for name in RECIPES[kind].packages for one in LICENCES[name].split(" AND ")}
     return " AND ".join(sorted(f"({one})" if " OR " in one else one for one in single))
 
 

@@ -21,6 +21,7 @@ from chainctl.errors import ChainctlError
 from chainctl.images.image import (
     Image,
     ensure_image,
+    executables,
     is_whole,
     list_images,
     machine_arch,
@@ -87,6 +88,7 @@ def test_only_its_program_and_the_loader_can_be_executed(
     places = list(built[kind].root.rglob("*"))
     files = [p for p in places if stat.S_ISREG(p.lstat().st_mode)]
     assert {p.name for p in files if p.stat().st_mode & 0o111} == PROGRAMS[kind]
+    assert {Path(p).name for p in executables(built[kind])} == PROGRAMS[kind]
     assert not {p.name for p in places} & {"sh", "bash", "dash", "busybox"}
     assert all(p.lstat().st_mode & 0o6022 == 0 for p in files)
     assert all(p.lstat().st_uid == 0 for p in places)
