@@ -33,6 +33,7 @@ test   command  strace            strace                  kills before every sys
 test   command  gcc               gcc                     compiles the break-in attempts
 test   command  openssl           openssl                 makes certificates for it
 test   header   stdio.h           libc6-dev               compiles the break-in attempts
+test   command  busybox           busybox-static          is all that containers in tests hold
 test   command  dockerd           docker.io               a Docker daemon of the tests' own
 test   command  openssl           openssl                 makes the authority of the compose lab
 bench  command  nft               nftables                the hand-wired baseline

@@ -98,6 +98,7 @@ def _wishes_of(chain_file: Path) -> list[Wish]:
             tunnels=tuple(address for profile in spec.profiles for address in profile.addresses),
         )
         for lan in spec.lans
+        if not (lan.mode and lan.mode.own)
     ]
 
 

@@ -6,6 +6,7 @@ names of links) is worked out here and nowhere else.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from enum import Enum
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
@@ -128,6 +129,7 @@ class Lan:
 
     link: str
     interface: str
+    """Of the host; for a network of our own its bridge."""
     address: IPv4Interface
     mode: LanMode
 
@@ -177,6 +179,11 @@ class Chain:
     def clients(self) -> tuple[IPv4Network, ...]:
         """The networks whose devices may use the chain."""
         return tuple(lan.address.network for lan in self.lans)
+
+    @property
+    def own_network(self) -> Lan | None:
+        """The one for clients that live on this machine."""
+        return next((lan for lan in self.lans if lan.mode.own), None)
 
     @property
     def exit(self) -> Hop:
@@ -284,6 +291,17 @@ class Chain:
     def mtu(self) -> int:
         """What a LAN device can send at once, in bytes."""
         return self.tunnel_mtu(self.exit, self.exit.tunnel)
+
+
+def client_bridge(chain: str) -> str:
+    """The host's bridge of a chain's own network. It outlives the chain's number, and a link's
+    name has at most 15 characters."""
+    short = hashlib.sha256(chain.encode()).hexdigest()[:4]
+    return f"ch-{chain}" if len(chain) <= 12 else f"ch-{chain[:7]}-{short}"
+
+
+def docker_network(chain: str) -> str:
+    return f"chain-{chain}"
 
 
 def source_port(chain_number: int, hop_number: int, slot: Slot) -> int:

@@ -84,6 +84,14 @@ class Leg:
 class LanMode(Enum):
     MACVLAN = "macvlan"
     BRIDGE = "bridge"
+    LOCAL = "local"
+    """A network of chainctl's own, for programs of this machine; its bridge is nobody else's."""
+    DOCKER = "docker"
+    """As LOCAL, and Docker puts containers into it."""
+
+    @property
+    def own(self) -> bool:
+        return self in (LanMode.LOCAL, LanMode.DOCKER)
 
 
 @dataclass(frozen=True)
@@ -324,6 +332,31 @@ class DockerRule:
 
 
 @dataclass(frozen=True)
+class ClientBridge:
+    """A bridge of the host without any address, for clients that live on this machine."""
+
+    link: str
+
+    @property
+    def key(self) -> Key:
+        return ("bridge", self.link)
+
+
+@dataclass(frozen=True)
+class DockerNetwork:
+    """Docker's network on a ClientBridge: containers have `gateway` as their default route."""
+
+    name: str
+    bridge: str
+    subnet: IPv4Network
+    gateway: IPv4Address
+
+    @property
+    def key(self) -> Key:
+        return ("docker network", self.name)
+
+
+@dataclass(frozen=True)
 class Client:
     """A VPN client's process: one tunnel slot of a hop, in a container of its own.
 
@@ -383,6 +416,8 @@ Part: TypeAlias = (
     | TunFilter
     | Forwarding
     | DockerRule
+    | ClientBridge
+    | DockerNetwork
     | Client
     | TunnelConfig
 )

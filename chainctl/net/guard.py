@@ -252,6 +252,39 @@ def render_uplink(chain: Chain) -> str:
     )
 
 
+def own_network_table(chain: str) -> str:
+    """No chain has an underscore in its name, so none has such a table for itself."""
+    return f"{TABLE}-{chain}_lan"
+
+
+def chain_of_own_network(table: str) -> str | None:
+    found = re.fullmatch(rf"{TABLE}-(.+)_lan", table)
+    return found[1] if found else None
+
+
+def render_own_network(bridge: str) -> str:
+    """The host itself is nobody on the bridge: it neither answers there nor forwards.
+
+    Frames from one port of the bridge to another come by the forward hook as well where
+    br_netfilter is loaded, and are none of its business.
+    """
+    return _table(
+        _chain(
+            "forward",
+            "filter",
+            "forward",
+            -10,
+            [
+                f'iifname "{bridge}" oifname != "{bridge}" drop',
+                f'oifname "{bridge}" iifname != "{bridge}" drop',
+            ],
+            ends="accept",
+        ),
+        _chain("input", "filter", "input", -10, [f'iifname "{bridge}" drop'], ends="accept"),
+        _chain("output", "filter", "output", -10, [f'oifname "{bridge}" drop'], ends="accept"),
+    )
+
+
 def uplink_made_to_forward(host_table: str) -> str:
     """The interface that forwards only since we came, told by the host's table; "": none does."""
     rule = re.search(r'iifname "([^"]+)" oifname != "chain\*" drop', host_table)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
-from chainctl.model.chain import Chain, Engine, Hop, Tunnel
+from chainctl.model.chain import Chain, Engine, Hop, Tunnel, docker_network
 from chainctl.model.parts import (
     HOST,
     NOBODY,
@@ -18,12 +18,15 @@ from chainctl.model.parts import (
     TCP,
     Address,
     Client,
+    ClientBridge,
     ClientPolicy,
+    DockerNetwork,
     DockerRule,
     FarEnd,
     Forwarding,
     KernelWireGuard,
     LanLeg,
+    LanMode,
     Leg,
     Namespace,
     NftTable,
@@ -73,11 +76,15 @@ def layout(chain: Chain) -> tuple[Part, ...]:
 
 def _lan_legs(chain: Chain) -> Iterator[Part]:
     for lan in chain.lans:
-        yield LanLeg(chain.gateway, lan.link, lan.interface, lan.mode)
+        mode = LanMode.BRIDGE if lan.mode.own else lan.mode
+        yield LanLeg(chain.gateway, lan.link, lan.interface, mode)
         yield Address(chain.gateway, lan.link, lan.address)
         yield Up(chain.gateway, lan.link)
         # The kernel's own route by the address does not come back when somebody flushes it.
         yield Route(chain.gateway, MAIN_TABLE, lan.address.network, lan.link, metric=1)
+        if lan.mode is LanMode.DOCKER:
+            name, at = docker_network(chain.name), lan.address
+            yield DockerNetwork(name, lan.interface, at.network, at.ip)
 
 
 def _guarded_namespaces(chain: Chain) -> Iterator[Part]:
@@ -95,6 +102,11 @@ def _guarded_namespaces(chain: Chain) -> Iterator[Part]:
     yield NftTable(HOST, f"{guard.TABLE}-{chain.name}", guard.render_host(chain))
     if chain.uplink.docker_user:
         yield DockerRule(chain.host_link)
+    own = chain.own_network
+    if own is not None:
+        rules = guard.render_own_network(own.interface)
+        yield NftTable(HOST, guard.own_network_table(chain.name), rules)
+        yield ClientBridge(own.interface)
 
 
 def _legs(chain: Chain) -> Iterator[Part]:

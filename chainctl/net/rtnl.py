@@ -141,6 +141,10 @@ def add_macvlan(route: IPRoute, name: str, *, parent: int, namespace: int, mac: 
     _add_link(route, [*where, _kind("macvlan", details)])
 
 
+def add_bridge(route: IPRoute, name: str) -> None:
+    _add_link(route, [("IFLA_IFNAME", name), _kind("bridge", {"attrs": []})])
+
+
 def set_link(route: IPRoute, name: str, *, mtu: int | None = None, up: bool | None = None) -> None:
     message = ifinfmsg()
     message["attrs"] = [("IFLA_IFNAME", name)]

@@ -26,7 +26,7 @@ from chainctl.host.netns import Namespaces
 from chainctl.model.parts import HOST, DockerRule, NftTable, NsName
 from chainctl.net.changes import Changes
 from chainctl.net.gate import NftGate
-from chainctl.net.guard import GATE_SET, TABLE
+from chainctl.net.guard import GATE_SET, TABLE, own_network_table
 
 CHANGED = "(changed by somebody else)"
 """Stands for the rules of a table that are not the ones we wrote."""
@@ -151,7 +151,8 @@ class Tables:
         """The chain is gone, and when it was the `last` the panel as well: no hash is left."""
         for path in self._memory.glob("[!.]*"):
             ns, _, table = path.name.partition("@")
-            if last or ns.startswith(f"{chain}.") or (ns, table) == (HOST, f"{TABLE}-{chain}"):
+            mine = (f"{TABLE}-{chain}", own_network_table(chain))
+            if last or ns.startswith(f"{chain}.") or (ns == HOST and table in mine):
                 path.unlink()
 
     def make_docker_rule(self, part: DockerRule) -> None:

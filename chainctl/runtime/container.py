@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
 
@@ -14,6 +15,21 @@ class Archive:
     ids: tuple[str, ...]
     """What Docker calls it once it is there: that depends on where its images lie."""
     data: bytes = field(repr=False)
+
+
+@dataclass(frozen=True)
+class NetworkSpec:
+    """A network of Docker's on a bridge that is there already."""
+
+    name: str
+    bridge: str
+    subnet: IPv4Network
+    range: IPv4Network
+    """Where Docker takes addresses from."""
+    gateway: IPv4Address
+    label: str
+    tag: str
+    """Value of `label`: whose it is."""
 
 
 @dataclass(frozen=True)

@@ -24,13 +24,15 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
+from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chainctl.errors import ChainctlError, LookAgain, MendHost
 from chainctl.host.files import data_path, write_atomic
+from chainctl.model.parts import DockerNetwork
 from chainctl.runtime.bundle import MEMORY_LIMIT, PIDS_LIMIT, ClientSpec
-from chainctl.runtime.container import Archive, ContainerSpec
+from chainctl.runtime.container import Archive, ContainerSpec, NetworkSpec
 from chainctl.runtime.locks import locked
 from chainctl.runtime.mounts import (
     forget_config,
@@ -197,6 +199,44 @@ class DockerClients:
     def watch_anchor(self, ns: str) -> int | None:
         """A pidfd that becomes readable when the anchor ends; the caller closes it."""
         return watch(lambda: self._process(self._anchor(ns)))
+
+    # The network for containers that use the chain.
+
+    def make_network(self, part: DockerNetwork) -> None:
+        """Have exactly this network. Raises MendHost C549 when another of that name is in use."""
+        half = next(part.subnet.subnets(1))
+        self.daemon.have_network(
+            NetworkSpec(part.name, part.bridge, part.subnet, half, part.gateway, _LABEL, self._tag)
+        )
+        place = self._folder / "networks" / f"{part.name}.json"
+        place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        made = {"bridge": part.bridge, "subnet": str(part.subnet), "gateway": str(part.gateway)}
+        write_atomic(place, json.dumps(made).encode(), 0o600)
+
+    def network_made(self, name: str) -> DockerNetwork | None:
+        """As it was made; whoever removes a network of Docker's is not noticed before `up`."""
+        try:
+            made = json.loads((self._folder / "networks" / f"{name}.json").read_text())
+            subnet, gateway = IPv4Network(made["subnet"]), IPv4Address(made["gateway"])
+            return DockerNetwork(name, made["bridge"], subnet, gateway)
+        except (OSError, ValueError, KeyError):
+            return None
+
+    def remove_network(self, name: str) -> None:
+        """One with containers in it stays, and so does its bridge: they have no other way out."""
+        self.daemon.remove_network(name)
+        self.forget_network(name)
+
+    def forget_network(self, name: str) -> None:
+        (self._folder / "networks" / f"{name}.json").unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            (self._folder / "networks").rmdir()
+            self._folder.rmdir()
+
+    def look_at_network(self, name: str) -> None:
+        """Forget one that is no more, so that it is made again."""
+        if self.network_made(name) and not self.daemon.has_network(name):
+            self.forget_network(name)
 
     # Containers of both kinds.
 

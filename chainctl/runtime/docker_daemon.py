@@ -16,10 +16,10 @@ from typing import Any, NoReturn
 import docker
 import requests
 from docker.errors import APIError, DockerException, NotFound
-from docker.types import HostConfig, LogConfig, Mount, Ulimit
+from docker.types import HostConfig, IPAMConfig, IPAMPool, LogConfig, Mount, Ulimit
 
-from chainctl.errors import LookAgain, MendHost
-from chainctl.runtime.container import Archive, ContainerSpec
+from chainctl.errors import LookAgain, MendFile, MendHost, RefusedByPolicy
+from chainctl.runtime.container import Archive, ContainerSpec, NetworkSpec
 
 PATIENCE = 10.0
 """Seconds for each answer; measured 5 ms to 0.6 s, a start being the slowest."""
@@ -100,6 +100,68 @@ class Daemon:
                         raise
                     time.sleep(0.05)
 
+    def have_network(self, spec: NetworkSpec) -> None:
+        """The one that is there stays if it is the same, is replaced if nobody is in it, and else
+        is MendHost C549.
+        """
+        pools = [IPAMPool(str(spec.subnet), str(spec.range), str(spec.gateway))]
+        with self._asking() as api:
+            found = _network(api, spec.name)
+            if found is not None and _is_same(found, spec):
+                return
+            if found is not None:
+                if found.get("Containers"):
+                    raise MendHost(
+                        "C549",
+                        f"Docker has another network {spec.name}, with containers in it",
+                        hint=f"stop them, docker network rm {spec.name}, chainctl up",
+                    )
+                api.remove_network(spec.name)
+            api.create_network(
+                spec.name,
+                driver="bridge",
+                ipam=IPAMConfig(pool_configs=pools),
+                labels={spec.label: spec.tag},
+                options=_network_options(spec),
+            )
+
+    def has_network(self, name: str) -> bool:
+        with self._asking() as api:
+            return _network(api, name) is not None
+
+    def remove_network(self, name: str) -> bool:
+        """False when containers are in it, running or not: it stays."""
+        with self._asking() as api:
+            found = _network(api, name)
+            if found is None:
+                return True
+            members = api.containers(all=True, filters={"network": found["Id"]})
+            if members:
+                return False
+            api.remove_network(name)
+        return True
+
+    def join(self, container: str, network: str) -> None:
+        """Take a container that has no network into this one.
+
+        Raises MendFile C560 when there is no such container, RefusedByPolicy C561 when it has
+        another way out, or rights to make one.
+        """
+        with self._asking() as api:
+            try:
+                found = api.inspect_container(container)
+            except NotFound:
+                raise MendFile(
+                    "C560", f"there is no container {container!r}", hint="docker ps --all"
+                ) from None
+            networks = set(found["NetworkSettings"]["Networks"])
+            if networks == {network}:
+                return
+            _refuse_other_ways(container, found, networks - {network})
+            if "none" in networks:
+                api.disconnect_container_from_network(container, "none")
+            api.connect_container_to_network(container, network)
+
     def labelled(self, label: str) -> list[str]:
         """Names of all containers, running or not, that have this label (`key=value`)."""
         with self._asking() as api:
@@ -161,6 +223,51 @@ def _host_config(api: Any, spec: ContainerSpec) -> HostConfig:
         # Who comes back is decided by the supervisor, which proves it before it counts.
         restart_policy={"Name": "no"},
     )
+
+
+def _network(api: Any, name: str) -> dict[str, Any] | None:
+    try:
+        found: dict[str, Any] = api.inspect_network(name)
+    except NotFound:
+        return None
+    return found
+
+
+def _network_options(spec: NetworkSpec) -> dict[str, str]:
+    """The bridge has no address of the machine, so the gateway's belongs to the chain alone."""
+    prefix = "com.docker.network.bridge"
+    return {
+        f"{prefix}.name": spec.bridge,
+        f"{prefix}.inhibit_ipv4": "true",
+        f"{prefix}.enable_ip_masquerade": "false",
+    }
+
+
+def _is_same(found: dict[str, Any], spec: NetworkSpec) -> bool:
+    pool = (found["IPAM"].get("Config") or [{}])[0]
+    return (
+        found["Driver"] == "bridge"
+        and _network_options(spec).items() <= (found.get("Options") or {}).items()
+        and pool.get("Subnet") == str(spec.subnet)
+        and pool.get("Gateway") == str(spec.gateway)
+    )
+
+
+def _refuse_other_ways(name: str, found: dict[str, Any], networks: set[str]) -> None:
+    host = found["HostConfig"]
+    mode = str(host.get("NetworkMode", ""))
+    others = networks - {"none"}
+    if others or mode == "host" or mode.startswith("container:"):
+        words = f"{name} has other networks ({', '.join(sorted(others)) or mode})"
+        hint = "start it with --network none, or with the chain's network alone"
+        raise RefusedByPolicy("C561", f"{words}, which are ways around the chain", hint=hint)
+    rights = {str(right).removeprefix("CAP_") for right in host.get("CapAdd") or ()}
+    if host.get("Privileged") or rights & {"ALL", "NET_ADMIN", "SYS_ADMIN"}:
+        raise RefusedByPolicy(
+            "C561",
+            f"{name} may administer networks and so make itself a way around the chain",
+            hint="start it without --privileged and without --cap-add NET_ADMIN",
+        )
 
 
 def _image(api: Any, archive: Archive) -> str | None:

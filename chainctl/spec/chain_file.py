@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from chainctl.errors import Complaint, MendFile
-from chainctl.model.chain import MAX_HOPS, MAX_LANS
+from chainctl.model.chain import MAX_HOPS, MAX_LANS, client_bridge
 from chainctl.model.independence import Independence
 from chainctl.spec.asn_table import NO_TABLE, AsnTable, load_asn_table
 from chainctl.spec.duration import render_duration
@@ -67,6 +67,8 @@ def parse_chain_file(text: str, path: Path) -> ChainSpec:
     pools = _load_pools(document, path.parent, complaints)
     asns = _load_asns(file, path.parent, complaints) if file else NO_TABLE
     hops = _hops(file, pools, asns, complaints) if file else ()
+    if file:
+        _check_own_network(file, complaints)
     if file and not complaints.found:
         _check_resolver(file, hops[-1], complaints)
     if complaints.found or file is None:
@@ -74,7 +76,10 @@ def parse_chain_file(text: str, path: Path) -> ChainSpec:
     rotation, health = file.rotation, file.health
     return ChainSpec(
         name=file.chain,
-        lans=tuple(LanSpec(lan.interface, lan.address, lan.mode) for lan in file.lan),
+        lans=tuple(
+            LanSpec(lan.interface or client_bridge(file.chain), lan.address, lan.mode)
+            for lan in file.lan
+        ),
         wan=WanSpec(file.wan.interface, file.wan.mode, file.wan.address, file.wan.router),
         dns_upstream=file.dns.upstream,
         wires=file.wires.network,
@@ -321,6 +326,13 @@ def _independence(written: Independent) -> Independence:
     """What is not required is preferred, unless the file says what is."""
     preferred = INDEPENDENCE.prefer if written.prefer is None else written.prefer
     return Independence(written.require, preferred - written.require)
+
+
+def _check_own_network(file: ChainFile, complaints: _Complaints) -> None:
+    own = [number for number, lan in enumerate(file.lan) if lan.mode and lan.mode.own]
+    for number in own[1:]:
+        words = "a chain has one network of the modes local and docker"
+        complaints.add(("lan", number, "mode"), "C146", words)
 
 
 def _check_resolver(file: ChainFile, exit_hop: HopSpec, complaints: _Complaints) -> None:

@@ -146,11 +146,28 @@ class _Keys(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+_OWN: dict[str, Any] = {
+    "properties": {"mode": {"enum": [mode.value for mode in LanMode if mode.own]}},
+    "required": ["mode"],
+}
+"""The JSON Schema of a network that has no interface."""
+
+
 class Lan(_Keys):
     """The side of the devices."""
 
-    interface: Annotated[str, _link("C111")] = Field(
-        description="The interface the devices are connected to."
+    model_config = ConfigDict(
+        json_schema_extra={
+            "if": _OWN,
+            "then": {"not": {"required": ["interface"]}},
+            "else": {"required": ["interface"]},
+        }
+    )
+
+    interface: Annotated[str | None, _link("C111")] = Field(
+        default=None,
+        description="The interface the devices are connected to. None with the modes local and "
+        "docker.",
     )
     address: Annotated[
         IPv4Interface,
@@ -165,15 +182,25 @@ class Lan(_Keys):
         LanMode | None,
         Word(
             "C113",
-            "auto|macvlan|bridge",
-            "`auto`, `macvlan` or `bridge`",
+            "auto|macvlan|bridge|local|docker",
+            "`auto`, `macvlan`, `bridge`, `local` or `docker`",
             lambda word: None if word == "auto" else LanMode(word),
         ),
     ] = Field(
         default=None,
-        description="How the gateway joins the LAN; auto: macvlan where possible, else bridge.",
+        description="How the gateway joins the LAN; auto: macvlan where possible, else bridge. "
+        "local: a network for programs of this machine; docker: for containers too.",
         json_schema_extra={"default": "auto"},
     )
+
+    @model_validator(mode="after")
+    def _interface_or_none(self) -> Self:
+        own = self.mode is not None and self.mode.own
+        if own and self.interface is not None:
+            raise refusal("C146", "a network of this mode has no interface; remove `interface`")
+        if not own and self.interface is None:
+            raise refusal("C106", "the key `interface` is missing in `lan`")
+        return self
 
 
 class Hop(_Keys):
@@ -462,7 +489,8 @@ def _as_list(value: object) -> object:
 
 def _or_alone(schema: dict[str, Any]) -> None:
     several = {key: schema.pop(key) for key in ("type", "items", "minItems", "maxItems")}
-    schema["anyOf"] = [several["items"], several]
+    at_most_one_own = {"contains": _OWN, "minContains": 0, "maxContains": 1}
+    schema["anyOf"] = [several["items"], several | at_most_one_own]
 
 
 class ChainFile(_Keys):
@@ -504,7 +532,7 @@ class ChainFile(_Keys):
 
 _LATER = {
     "": "policy clients record notify vault elasticsearch publish endpoints zones",
-    "lan": "vlan docker clients ipv6",
+    "lan": "vlan clients ipv6",
     "wan": "",
     "dns": "local",
     "wires": "",

@@ -21,14 +21,25 @@ from chainctl.errors import ChainctlError, MendHost
 from chainctl.host.netns import FORWARDING, Namespaces
 from chainctl.images.image import Image, ensure_image, list_images, pack_image
 from chainctl.images.lock import ImageKind
-from chainctl.model.chain import Chain, Engine, Hop, Slot, Tunnel, VpnConfig
+from chainctl.model.chain import (
+    Chain,
+    Engine,
+    Hop,
+    Slot,
+    Tunnel,
+    VpnConfig,
+    client_bridge,
+    docker_network,
+)
 from chainctl.model.openvpn import OpenVpnConfig, render
 from chainctl.model.parts import (
     HOST,
     PANEL,
     Address,
     Client,
+    ClientBridge,
     ClientPolicy,
+    DockerNetwork,
     DockerRule,
     FarEnd,
     ForeignLink,
@@ -56,6 +67,7 @@ from chainctl.model.parts import (
 from chainctl.model.secret import Secret
 from chainctl.net import guard
 from chainctl.net.bpffs import unmount_bpffs
+from chainctl.net.bridge import ensure_bridge, has_bridge, remove_bridge
 from chainctl.net.changes import Changes
 from chainctl.net.filter import (
     IDENTITY_OBJECT,
@@ -213,6 +225,11 @@ class Machine:
         """A pidfd of the VPN client; None when there is none, as for a device of the kernel."""
         return self._runtime_of(name).watch(name)
 
+    def look_at_docker(self, name: str) -> None:
+        """Whether the network for containers is still there; nobody is told when it goes."""
+        with suppress(ChainctlError):
+            self._docker.look_at_network(docker_network(name))
+
     def watch_holder(self, ns: NsName) -> int | None:
         """A pidfd of the container that holds the namespace; None when a pin alone does."""
         return self._docker.watch_anchor(ns)
@@ -251,6 +268,8 @@ class Machine:
             if self.namespaces.inode(PANEL):
                 places.append((PANEL, guard.TABLE))
             places.append((HOST, f"{guard.TABLE}-{name}"))
+            places.append((HOST, guard.own_network_table(name)))
+            found += self._own_network(name)
             found += self._tables.observe(places, oldest=oldest)
             docker = self._tables.observe_docker_rule(f"chain{number}")
             found += [docker] if docker else []
@@ -258,6 +277,15 @@ class Machine:
                 found += self._observe_filter(number, chain)
             found += self._observe_tunnels(name, found, chain)
             return found
+
+    def _own_network(self, name: str) -> Iterator[Part]:
+        bridge = client_bridge(name)
+        if not has_bridge(self.namespaces, bridge):
+            return
+        yield ClientBridge(bridge)
+        made = self._docker.network_made(docker_network(name))
+        if made is not None:
+            yield made
 
     def _held(self, part: Namespace) -> Namespace:
         """With what holds it: the supervisor's own pin, or a container, or one that is gone."""
@@ -391,6 +419,10 @@ class Machine:
             case TunnelConfig(name, ns, link):
                 self._wait_until_started(name)
                 self._configure_tunnel(name, ns, link)
+            case ClientBridge(link):
+                ensure_bridge(self.namespaces, link)
+            case DockerNetwork():
+                self._docker.make_network(part)
             case ForeignLink():
                 raise AssertionError("nobody wants a foreign link")
 
@@ -420,6 +452,12 @@ class Machine:
                 self._links.remove(part)
             case KernelWireGuard(ns, link):
                 self._links.remove(ForeignLink(ns, link, "wireguard"))
+            case ClientBridge(link):
+                remove_bridge(self.namespaces, link)
+            case DockerNetwork():
+                self._docker.remove_network(part.name)
+            case NftTable() if self._guards_clients(part):
+                pass  # Who is still connected there gets no other way out.
             case NftTable():
                 self._tables.remove(part)
             case DockerRule():
@@ -475,6 +513,10 @@ class Machine:
             unmount_bpffs(self._settings.bpf_dir)
             for runtime in self._runtimes.values():
                 runtime.tidy()
+
+    def _guards_clients(self, part: NftTable) -> bool:
+        chain = guard.chain_of_own_network(part.table) if part.ns == HOST else None
+        return chain is not None and has_bridge(self.namespaces, client_bridge(chain))
 
     # The gate.
 

@@ -18,7 +18,9 @@ from chainctl.model.parts import (
     PANEL,
     Address,
     Client,
+    ClientBridge,
     ClientPolicy,
+    DockerNetwork,
     DockerRule,
     FarEnd,
     ForeignLink,
@@ -203,7 +205,14 @@ def _must_be_replaced(old: Part, new: Part) -> bool:
 def _goes_with(part: Part, ports: Mapping[PortName, Key]) -> set[Key]:
     """Keys of the parts with which the kernel takes this one away."""
     match part:
-        case Namespace() | DockerRule() | ClientPolicy() | Client():
+        case (
+            Namespace()
+            | DockerRule()
+            | ClientPolicy()
+            | Client()
+            | ClientBridge()
+            | DockerNetwork()
+        ):
             return set()
         case Forwarding(link):
             return {("link", HOST, link)}
@@ -244,6 +253,8 @@ _REMOVAL_ORDER: tuple[type, ...] = (
     LanLeg,
     Forwarding,
     TunnelConfig,
+    DockerNetwork,
+    ClientBridge,
     Leg,
     Route,
     Address,

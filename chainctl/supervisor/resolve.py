@@ -347,6 +347,8 @@ def _place(spec: ChainSpec, link: LinkFacts, network: NetworkFacts) -> Place:
 
 
 def _lan(name: str, lan: LanSpec, network: NetworkFacts) -> Lan:
+    if lan.mode is not None and lan.mode.own:
+        return Lan(name, lan.interface, lan.address, lan.mode)
     link = network.link(lan.interface)
     if link is None:
         raise MendHost(

@@ -11,7 +11,9 @@ from chainctl.model.parts import (
     PANEL,
     Address,
     Client,
+    ClientBridge,
     ClientPolicy,
+    DockerNetwork,
     DockerRule,
     FarEnd,
     ForeignLink,
@@ -69,6 +71,10 @@ def describe_part(part: Part) -> str:
             return f"source filter on {link} of {_place(ns)}"
         case Forwarding(link):
             return f"forwarding from {link}"
+        case ClientBridge(link):
+            return f"network {link} for clients on this machine"
+        case DockerNetwork(name):
+            return f"Docker network {name}"
         case DockerRule(link):
             return f"accept rule for {link} in DOCKER-USER"
         case Client(name) | TunnelConfig(name):

@@ -279,6 +279,7 @@ class Worker(Rotating):
     def _up(self, file: Path, progress: Progress) -> None:
         begun = time.monotonic()
         gathered = gather(file, self._machine, self._journal)
+        self._machine.look_at_docker(self.name)
         progress("file", gathered.summary, time.monotonic() - begun)
         for notice in gathered.notices:
             progress("note", notice, 0.0)
@@ -300,6 +301,7 @@ class Worker(Rotating):
             notes = tuple(
                 f"[{finding.code}] {finding.text}"
                 for number, lan in enumerate(gathered.spec.lans)
+                if not (lan.mode and lan.mode.own)
                 for finding in judge_lan(
                     network,
                     read_lan(network, lan.interface, lan.address.ip),

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from chainctl.model.chain import Engine
-from chainctl.model.parts import HOST, ForeignLink, NsName, Part
+from chainctl.model.parts import HOST, ForeignLink, LanMode, NsName, Part
 from chainctl.model.wireguard import WireGuardConfig
 from chainctl.net.layout import layout
 from chainctl.supervisor.plan import Change, CloseGate, Make, OpenGate, Prove, Remove, plan
@@ -22,6 +22,7 @@ CHAIN = make_chain(2, docker_user=True)
 PARTS: tuple[Part, ...] = (
     *layout(CHAIN),
     *(part for part in layout(make_chain(1, engine=Engine.KERNEL)) if "tunA" in str(part.key)),
+    *layout(make_chain(1, lan_mode=LanMode.DOCKER)),
     ForeignLink(CHAIN.namespace(CHAIN.exit), "evil0", "veth"),
     ForeignLink(NsName("panel"), "evil0", ""),
 )

@@ -1,0 +1,79 @@
+"""The host's bridges for clients that live on this machine: made, looked at, removed.
+
+A bridge of ours has no address, speaks no IPv6 and answers ARP for nothing: the machine is no
+neighbour of those who are connected there.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from chainctl.errors import MendHost
+from chainctl.host import sysctl
+from chainctl.host.netns import Namespaces
+from chainctl.model.parts import HOST
+from chainctl.net import rtnl, rtnl_read
+from chainctl.net.netlink import open_netlink
+from chainctl.net.rtnl import IPRoute
+
+
+def ensure_bridge(namespaces: Namespaces, name: str) -> None:
+    """Raises MendHost C313 when another kind of link has the name, C310 when the kernel refuses."""
+    try:
+        namespaces.netlink(HOST, partial(_ensure, name=name))
+    except rtnl.NetlinkError as error:
+        raise MendHost("C310", f"bridge {name}: {error.args[1]}", hint="run as root") from None
+
+
+def has_bridge(namespaces: Namespaces, name: str) -> bool:
+    """It is there, up, and as `ensure_bridge` makes it."""
+    link = namespaces.netlink(HOST, partial(rtnl.read_link, name=name))
+    return (
+        link is not None
+        and link.kind == "bridge"
+        and link.up
+        and namespaces.call(HOST, lambda: _is_settled(name))
+    )
+
+
+def remove_bridge(namespaces: Namespaces, name: str) -> bool:
+    """False when somebody is still connected, and then nothing is done."""
+    return namespaces.netlink(HOST, partial(_remove, name=name))
+
+
+def _ensure(route: IPRoute, *, name: str) -> None:
+    link = rtnl.read_link(route, name)
+    if link is None:
+        rtnl.add_bridge(route, name)
+    elif link.kind != "bridge":
+        raise MendHost("C313", f"the name {name} is taken by a link that is no bridge")
+    for setting, value in _settings(name).items():
+        if sysctl.read(setting) not in (None, value):
+            sysctl.write(setting, value)
+    rtnl.set_link(route, name, up=True)
+
+
+def _remove(route: IPRoute, *, name: str) -> bool:
+    link = rtnl.read_link(route, name)
+    if link is None:
+        return True
+    with open_netlink() as others:
+        if any(other.master == link.index for other in rtnl_read.read_links(others)):
+            return False
+    rtnl.delete_link(route, name)
+    return True
+
+
+def _is_settled(name: str) -> bool:
+    return all(sysctl.read(key) in (None, value) for key, value in _settings(name).items())
+
+
+def _settings(name: str) -> dict[str, str]:
+    return {
+        f"net/ipv6/conf/{name}/disable_ipv6": "1",
+        # Reply for no address whatever (Documentation/networking/ip-sysctl.rst).
+        f"net/ipv4/conf/{name}/arp_ignore": "8",
+        # Docker makes the machine a router. Where nothing is forwarded, nothing is answered with
+        # an error either, before nft is asked ("TTL exceeded", sent by the default route).
+        f"net/ipv4/conf/{name}/forwarding": "0",
+    }
