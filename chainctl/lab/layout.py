@@ -282,7 +282,7 @@ table ip lab {{
     }}
     chain forward {{
         type filter hook forward priority filter
-        iifname "wg0" oifname "eth0" ct state invalid drop
+        iifname "{server.link}" oifname "eth0" ct state invalid drop
     }}
     chain postrouting {{
         type nat hook postrouting priority srcnat

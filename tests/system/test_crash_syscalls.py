@@ -33,6 +33,8 @@ SEED = int(os.environ.get("CHAINCTL_SEED", secrets.randbelow(1 << 31)))
 KILLS = {"up": 40, "down": 12}
 """About how many; of each kind of call at least one."""
 
+_OPEN = r"\x6f\x70\x65\x6e\x00"
+"""The name of the gate's set, as strace prints bytes."""
 _MARK = re.compile(r'"\d+:(before|after) ')
 
 
@@ -54,12 +56,16 @@ def test_nothing_changes_between_steps(bench: Bench, tmp_path: Path) -> None:
         inside = 0
         calls = traced(bench, request, tmp_path, log)
         probes = {call.pid for call in calls if call.name == "unshare" and "NEWNET" in call.text}
-        outside = []
-        in_step = False
+        outside: list[Call] = []
+        in_step = refreshed = False
         for call in calls:
             if written_to(call) == str(log):
                 mark = _MARK.search(call.text)
                 in_step = mark is not None and mark[1] == "before"
+            elif prolongs_gate(call):
+                refreshed = True
+            elif refreshed and effect(call) == "bpf":
+                refreshed = False  # The gate's other copy.
             elif effect(call) and not in_step and not is_harmless(call, bench, log, probes):
                 outside.append(call)
             else:
@@ -68,13 +74,21 @@ def test_nothing_changes_between_steps(bench: Bench, tmp_path: Path) -> None:
         assert inside > 50
 
 
+def prolongs_gate(call: Call) -> bool:
+    """An open gate stays open while a request is served: nothing but its set is written to."""
+    elements, batch = {0xA0C, 0xA0E}, {0x10, 0x11}
+    kinds = {int(kind, 16) for kind in re.findall(r"nlmsg_type=(0x[0-9a-f]+)", call.text)}
+    return bool(kinds & elements) and kinds <= elements | batch and _OPEN in call.text
+
+
 def is_harmless(call: Call, bench: Bench, log: Path, probes: set[int]) -> bool:
     """What is no part of a chain: memory of what happened, and a look at what the kernel can."""
-    own = re.compile(rf'"{re.escape(str(bench.lab.home / "run"))}(/\w+)?"')
+    own = re.compile(rf'"{re.escape(str(bench.lab.home / "run"))}(/\w+){{0,2}}"')
     return (
         str(bench.lab.home / "state") in call.text
         or str(log) in call.text
         or (call.name in ("mkdir", "rmdir", "chmod") and own.match(call.text) is not None)
+        or "RTM_NEWNSID" in call.text  # A number for a namespace, which goes with it.
         or call.pid in probes  # In a namespace of its own, gone with the thread.
         or (effect(call) == "signal" and "SIGKILL" in call.text)  # The idle helper.
     )
