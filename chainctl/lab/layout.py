@@ -53,7 +53,7 @@ class LabSpec:
     """False: the modem does not say what was too big for it."""
     via: str = ""
     """How each hop's servers are reached, guard first: `wg,udp,tcp`, the last two by OpenVPN.
-    Empty: all by WireGuard."""
+    `wg+udp` is a pool of both, in turn. Empty: all by WireGuard."""
     offload: bool = True
     """False: every frame on a cable is a packet of at most the MTU, as on a real one. Costs
     throughput, makes captures plain."""
@@ -71,7 +71,8 @@ class LabSpec:
         }
         if not _NAME.fullmatch(self.name):
             raise _cannot(f"{self.name!r} is no name for a lab: a-z, 0-9 and -, at most 16")
-        if self.via and (len(self.vias) != self.hops or not set(self.vias) <= {"wg", "udp", "tcp"}):
+        ways = {way for via in self.vias for way in via.split("+")}
+        if self.via and (len(self.vias) != self.hops or not ways <= {"wg", "udp", "tcp"}):
             raise _cannot(f"{self.via!r} does not say wg, udp or tcp for each of {self.hops} hops")
         for what, (value, low, high) in bounds.items():
             if not low <= value <= high:
@@ -237,7 +238,8 @@ class Layout:
     def _server(self, number: int) -> ServerPlan:
         hops = self.spec.hops
         hop = (number - 1) % hops + 1
-        via = self.spec.vias[hop - 1]
+        ways = self.spec.vias[hop - 1].split("+")
+        via = ways[(number - 1) // hops % len(ways)]
         site = _SITES[(hop - 1) % len(_SITES)]
         return ServerPlan(
             name=f"server{number}",

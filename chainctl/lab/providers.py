@@ -92,7 +92,8 @@ def profile_path(server: ServerPlan) -> PurePath:
 
 
 def _ending(via: str) -> str:
-    return "conf" if via == "wg" else "ovpn"
+    """Of the profiles of a pool."""
+    return "*" if "+" in via else "conf" if via == "wg" else "ovpn"
 
 
 def login_path(server: ServerPlan) -> PurePath:

@@ -149,10 +149,12 @@ class ChainRig:
         self._settings = Settings(run_dir=self.run_dir, state_dir=lab.home / "state")
         self.leg = "198.19.0.3"
         """Hop 1's address towards the host."""
-        self.endpoints = [
-            (str(lab.server(number).plan.uplink.ip), lab.server(number).plan.port)
-            for number in range(1, HOPS + 1)
-        ]
+        self.servers = [lab.server(number) for number in range(1, HOPS + 1)]
+        """Whom the chain uses, guard first."""
+
+    @property
+    def endpoints(self) -> list[tuple[str, int]]:
+        return [(str(server.plan.uplink.ip), server.plan.port) for server in self.servers]
 
     # As a user.
 
@@ -437,7 +439,7 @@ class ChainRig:
         errors = [IcmpErrorAbout(flow) for flow in flows if out_of_exit or may.naked]
         naked = may.naked and hop == 1
         oracle.watch(
-            *(self.path("internet"), f"server{hop}", f"server{hop}"),
+            *(self.path("internet"), self.servers[hop - 1].name, f"server{hop}"),
             allow=[Arp(server, _router(server)), *flows, *errors],
             hides=[
                 *(_LAN, _TUNNELS, *([] if naked else [_LEGS])),
@@ -455,7 +457,8 @@ class ChainRig:
     def _flow(self, hop: int, source: str) -> Flow:
         """The tuple of a hop, as seen where it comes from `source`."""
         server, port = self.endpoints[hop - 1]
-        return Flow(source, source_port(0, hop, Slot.A), server, port, UDP)
+        protocol = TCP if self.servers[hop - 1].plan.via == "tcp" else UDP
+        return Flow(source, source_port(0, hop, Slot.A), server, port, protocol)
 
 
 def _silent(step: dict[str, Any]) -> None:
@@ -468,14 +471,14 @@ def _router(address: str) -> str:
 
 
 @contextmanager
-def lab_alone() -> Iterator[ChainRig]:
-    """A lab whose chain was never up."""
+def lab_alone(*, via: str = "", spares: int = 0) -> Iterator[ChainRig]:
+    """A lab whose chain was never up; by default with one server a hop."""
     name = f"leak-{secrets.token_hex(3)}"
     engine = find_wireguard_go(Settings.load().image_dir)
     try:
         # One server a hop: what is watched here are states, not changes of servers. One frame on
         # a cable is one packet, so that what is seen is what passes.
-        spec = LabSpec(name, spares=0, offload=False)
+        spec = LabSpec(name, spares=spares, via=via, offload=False)
         yield ChainRig(Lab.create(spec, wireguard_go=engine))
     finally:
         remove(name)
