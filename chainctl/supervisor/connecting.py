@@ -54,6 +54,8 @@ class Connecting(ABC):
     _machine: Machine
     _journal: Journal
     _gathered: Gathered | None
+    _login_refused = False
+    """The newest candidate failed for that."""
 
     @property
     @abstractmethod

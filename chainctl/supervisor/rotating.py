@@ -12,7 +12,13 @@ from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from chainctl.errors import ChainctlError, ChangeServer, MendFile, RefusedByPolicy
+from chainctl.errors import (
+    ChainctlError,
+    ChangeServer,
+    MendFile,
+    RefusedByPolicy,
+    UnlockSecret,
+)
 from chainctl.host import clock
 from chainctl.model.chain import Chain, Engine, Hop, Tunnel
 from chainctl.model.event import Event
@@ -20,9 +26,10 @@ from chainctl.model.fault import Fault
 from chainctl.model.parts import Up
 from chainctl.model.selection import HopSelection
 from chainctl.net.layout import layout
+from chainctl.runtime.openvpn import OpenVpnStatus
 from chainctl.spec.model import HopSpec
 from chainctl.supervisor.choose import Candidate
-from chainctl.supervisor.connecting import SLICE, Connecting
+from chainctl.supervisor.connecting import LOGIN_PAUSE, SLICE, Connecting
 from chainctl.supervisor.execute import Executor, Progress
 from chainctl.supervisor.gather import Gathered
 from chainctl.supervisor.path_mtu import judge_sizes, sizes_to_try
@@ -150,6 +157,13 @@ class Rotating(Connecting):
         self._say("hop_dead", verdict.text, hop=hop.name, code=verdict.code)
         if self._standby_takes_over(chain, hop, verdict):
             return
+        if verdict.fault.concerns_account:
+            self._hold_login(hop)
+            return
+        self._try_others(chain, hop, declared, verdict.fault)
+
+    def _try_others(self, chain: Chain, hop: Hop, declared: float, fault: Fault) -> None:
+        """For a hop that was found to be of no use at `declared`, seconds since boot."""
         options = self._options(chain, hop)
         silent = [hop.tunnel.endpoint]
         for candidate in options.order:
@@ -159,7 +173,10 @@ class Rotating(Connecting):
             if self._replace(chain, hop, candidate, dead_since=declared, progress=_silent):
                 # Only now: while nothing answers at all, no server is to blame.
                 for address in silent:
-                    self._rotations.blame(hop, address, verdict.fault)
+                    self._rotations.blame(hop, address, fault)
+                return
+            if self._login_refused:
+                self._hold_login(hop)
                 return
             if self._was_heard(hop, declared):
                 self._say("hop_back", f"{hop.tunnel.server} answers again", hop=hop.name)
@@ -245,6 +262,12 @@ class Rotating(Connecting):
         if fault:
             self._rotations.held_until = clock.boot_seconds() + _UPLINK_PAUSE
         return bool(fault)
+
+    def _hold_login(self, hop: Hop) -> None:
+        """Every server of the account would refuse it, and providers count."""
+        self._rotations.held_until = clock.boot_seconds() + LOGIN_PAUSE
+        text = f"the login was refused; next try in {LOGIN_PAUSE:.0f} s"
+        self._say("rotation_held", text, hop=hop.name, code=Fault.AUTH.code)
 
     def _hold(self, hop: Hop, why: str) -> None:
         seconds = self._rotations.hold()
@@ -365,7 +388,7 @@ class Rotating(Connecting):
         back = dead_since is not None and self._was_heard(hop, dead_since)
         if tunnel is None or back:
             self._drop_candidate(hop)
-            if tunnel is None:
+            if tunnel is None and not self._login_refused:
                 # Nobody is to blame while the uplink may be: a guard needs a witness.
                 if planned or hop.number > 1:
                     self._rotations.blame(hop, candidate.address, Fault.DEAD)
@@ -403,6 +426,7 @@ class Rotating(Connecting):
     ) -> Tunnel | None:
         """Bring the candidate up beside what carries traffic; None when it does not answer."""
         self._rotations.will_try(hop, candidate.address)
+        self._login_refused = False
         trial = self._adjusted(chain, hop, lambda chosen: chosen.with_candidate(candidate.server))
         beside = trial.hops[hop.number - 1]
         tunnel = beside.candidate
@@ -411,6 +435,7 @@ class Rotating(Connecting):
             try:
                 known = self._connect(trial, beside, tunnel, patience=_CONNECT_PATIENCE)
             except ChainctlError as error:
+                self._login_refused = isinstance(error, UnlockSecret)
                 self._say("candidate_failed", error.message, hop=hop.name, code=error.code)
                 return None
             if not known:
@@ -522,7 +547,10 @@ class Rotating(Connecting):
         if status is None:
             return judge_silent(evidence)
         age = clock.wall_seconds() - status.handshake if status.handshake else None
-        return judge_silent(replace(evidence, handshake_age=age, says_handshakes=True))
+        evidence = replace(evidence, handshake_age=age)
+        if isinstance(status, OpenVpnStatus):
+            return judge_silent(replace(evidence, said=status.said))
+        return judge_silent(replace(evidence, says_handshakes=True))
 
     def _evidence(self, chain: Chain, hop: Hop) -> Evidence:
         return Evidence(

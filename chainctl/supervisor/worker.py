@@ -29,6 +29,7 @@ from chainctl.errors import (
 from chainctl.host import clock
 from chainctl.model.chain import Chain, Engine, Hop
 from chainctl.model.doctor_lan import judge_lan
+from chainctl.model.fault import Fault
 from chainctl.model.findings import Level, Wish
 from chainctl.model.parts import Forwarding, Key, NftTable, Part
 from chainctl.model.selection import HopSelection
@@ -654,10 +655,20 @@ class Worker(Rotating):
             self._say("gate_closed", verdict.text, hop=hop.name, code=verdict.code)
 
     def _take_new_addresses(self, chain: Chain, hop: Hop, wanted: Wanted) -> None:
-        """Work the chain out again; if the tunnel carries traffic, with the gate shut."""
-        for tunnel in hop.tunnels:
-            if tunnel.engine is Engine.OPENVPN:
-                self._connect(chain, hop, tunnel, patience=FRESH)
+        """Work the chain out again; if the tunnel carries traffic, with the gate shut.
+
+        A server that says an address nobody can have is as good as dead.
+        """
+        try:
+            for tunnel in hop.tunnels:
+                if tunnel.engine is Engine.OPENVPN:
+                    self._connect(chain, hop, tunnel, patience=FRESH)
+        except ChangeServer as error:
+            self._machine.close_gate(chain.name, chain.number)
+            self._say("hop_dead", error.message, hop=hop.name, code=error.code)
+            if not self._held():
+                self._try_others(chain, hop, clock.boot_seconds(), Fault.CONFIG)
+            return
         found = resolve(self._known.spec, self._known.facts)
         self._converge(with_path_mtu(found, chain.path_mtu), wanted, _silent, asked=True)
 

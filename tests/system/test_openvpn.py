@@ -115,6 +115,35 @@ def test_another_address_after_a_reconnect(alone: OpenVpnLab) -> None:
     assert wait_until(alone.source) == str(alone.lab.server(2).plan.uplink.ip)
 
 
+def test_a_bad_address_after_a_reconnect_costs_the_server_its_place() -> None:
+    with openvpn_lab("ovbad", ("tcp", "wg"), spares=2) as lab:
+        lab.up()
+        at = lab.status()["hops"][0]["endpoint"].partition(":")[0]
+        (serving,) = (s for s in lab.lab.servers if str(s.plan.uplink.ip) == at)
+        serving.restart(give(serving, "192.168.10.77"))
+        wait_until(lambda: lab.events("server_replaced"))
+        lab.wait_open()
+        assert lab.status()["hops"][0]["endpoint"].partition(":")[0] != at
+        assert "192.168.10.77" not in lab.inside(1, "ip", "addr")
+
+
+def test_a_refused_login_is_not_tried_elsewhere() -> None:
+    """The account is closed while the chain is up: it shuts, and no other server is asked."""
+    with openvpn_lab("ovlogin", ("wg", "tcp"), spares=4) as lab:
+        lab.up()
+        at = lab.status()["hops"][1]["endpoint"].partition(":")[0]
+        for server in (s for s in lab.lab.servers if s.plan.hop == 2):
+            closed = f"auth-user-pass-verify {lab.lab.home}/closed via-file"
+            (lab.lab.home / "closed").write_text("#!/bin/sh\nexit 1\n")
+            (lab.lab.home / "closed").chmod(0o700)
+            server.restart(closed)
+        wait_until(lambda: any(e["code"] == "C412" for e in lab.events("rotation_held")))
+        wait_until(lambda: lab.status()["posture"] == "closed")
+        assert lab.status()["hops"][1]["endpoint"].partition(":")[0] == at
+        assert len(lab.events("candidate_failed")) <= 1
+        assert not lab.events("server_replaced")
+
+
 def _wrong_password(lab: OpenVpnLab) -> int:
     (login,) = lab.lab.directory.rglob("*.auth")
     login.write_text("otter\nwrong\n")
@@ -272,4 +301,5 @@ def test_a_dead_server_is_replaced_in_each_place() -> None:
             after = {each["hop"]: each["server"] for each in lab.status()["hops"]}
             serving.thaw()
             assert [each["hop"] for each in lab.events("server_replaced")[replaced:]] == [hop]
-            assert {each for each in before if before[each] != after[each]} == {hop}
+            changed = {each for each in before if before[each] != after[each]}
+            assert changed == {hop}, (before, after, lab.events("server_replaced"))
