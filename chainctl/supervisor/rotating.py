@@ -465,6 +465,9 @@ class Rotating(Connecting):
         text = f"{hop.tunnel.server} -> {tunnel.server}"
         if not planned and hop.number == len(self._chain.hops):
             text += "; the exit address changed, so open connections end"
+        if not planned:
+            for inner in self._chain.hops[hop.number :]:
+                self._sniffer.excuse(self._key(inner))
         self._say("server_replaced", text, hop=hop.name, code="N420" if planned else "N421")
         progress(hop.name, text, time.monotonic() - begun)
 

@@ -258,6 +258,12 @@ class Sniffer:
                 return Reading()
             return replace(watch.reading, recent=watch.tally.over(clock.boot_seconds()))
 
+    def excuse(self, key: str) -> None:
+        """What it has not answered of late is the fault of a hop further out, and no loss."""
+        with self._changed:
+            if watch := self._watches.get(key):
+                watch.tally.excuse(watch.reading.unanswered)
+
     def ask_now(self, key: str) -> None:
         """Do not wait for the answer; nothing happens when nobody watches there."""
         with self._changed:

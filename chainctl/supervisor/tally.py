@@ -20,6 +20,14 @@ class Tally:
     def heard(self, now: float) -> None:
         self._minute(now)[2] += 1
 
+    def excuse(self, questions: int) -> None:
+        """The newest of them were not lost on the way to this hop. What was heard stays."""
+        for minute in reversed(self._minutes):
+            excused = min(questions, minute[1] - minute[2])
+            if excused > 0:
+                minute[1] -= excused
+                questions -= excused
+
     def over(self, now: float) -> tuple[int, int]:
         """(asked, heard)."""
         oldest = int(now // 60) - MINUTES + 1
