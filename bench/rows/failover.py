@@ -43,6 +43,8 @@ _TRIES = 3
 _SWITCHES = 20
 _CONNECTIONS = 5
 _EXIT_SWITCHES = 10
+_BLOCK = 6000
+"""Bytes that a busy connection gets back 50 times a second: a download of 2.4 Mbit/s."""
 _RTT_MS = 40.0
 _TROUBLE_SECONDS = 120.0
 
@@ -211,7 +213,7 @@ def _switches(hops: tuple[str, ...], count: int) -> list[Report]:
     with chain_lab("fplan", spares=6, rtt_ms=_RTT_MS) as chain:
         for hop in itertools.islice(itertools.cycle(hops), count):
             with Flood(
-                chain.lab, new_marker(), rate=RATE / 2, busy=1, idle=_CONNECTIONS - 1
+                chain.lab, new_marker(), rate=RATE / 2, busy=1, idle=_CONNECTIONS - 1, block=_BLOCK
             ) as flood:
                 flood.run(0.5)
                 chain.rotate(hop)
@@ -223,10 +225,12 @@ def _switches(hops: tuple[str, ...], count: int) -> list[Report]:
 
 
 def _check_source(chain: ChainLab) -> None:
-    """What begins now is seen as the exit that serves now."""
-    source, serves = chain.source(), str(chain.server("exit").plan.uplink.ip)
-    if source != serves:
-        raise RuntimeError(f"a new connection is seen as {source or 'nobody'}, not as {serves}")
+    """What begins now is seen as the exit that serves now; a busy machine may be too slow."""
+    serves, seen = str(chain.server("exit").plan.uplink.ip), ""
+    for _ in range(_TRIES):
+        seen = seen or chain.source()
+    if seen != serves:
+        raise RuntimeError(f"a new connection is seen as {seen or 'nobody'}, not as {serves}")
 
 
 def _seconds(outages: Sequence[Outage]) -> list[float]:
