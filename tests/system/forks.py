@@ -249,7 +249,7 @@ def _is_settled(facts: Facts, away_from: str, standby: str) -> bool:
         and bool(hops)
         and all(hop["draining_seconds"] is None for hop in hops)
         and all(hop["server"] != away_from for hop in hops)
-        and all(hop["standby"] for hop in hops if hop["hop"] == standby)
+        and all(bool(hop["standby"]) == (hop["hop"] == standby) for hop in hops)
     )
 
 
