@@ -13,6 +13,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from ipaddress import IPv4Address
 from pathlib import Path
 
 from bench.namespaces import DIRECTORY, run
@@ -20,9 +21,20 @@ from chainctl.host.files import data_path
 from chainctl.images.image import Image, ensure_image
 from chainctl.images.lock import ImageKind
 from chainctl.lab.lab import Lab, Server
-from chainctl.runtime.bundle import render_config, wireguard_client
-from chainctl.runtime.mounts import make_devices, mount_small, unmount
+from chainctl.model.openvpn import OpenVpnConfig
+from chainctl.model.openvpn import render as render_openvpn
+from chainctl.model.parts import TCP, UDP
+from chainctl.model.secret import Secret
+from chainctl.runtime.bundle import (
+    OPENVPN_DIR,
+    ClientSpec,
+    openvpn_client,
+    render_config,
+    wireguard_client,
+)
+from chainctl.runtime.mounts import make_devices, mount_small, place_config, unmount
 from chainctl.settings import Settings
+from chainctl.spec.openvpn_profile import load_openvpn_profile
 
 _UAPI = Path("/run/wireguard")
 _UID = 7_900_001
@@ -52,6 +64,10 @@ class Hop:
         return _UID + self.number
 
     @property
+    def by_openvpn(self) -> bool:
+        return self.server.plan.via != "wg"
+
+    @property
     def profile(self) -> dict[str, str]:
         lines = self.server.profile.read_text().splitlines()
         pairs = (line.partition(" = ") for line in lines if not line.startswith("#"))
@@ -70,13 +86,13 @@ class Handwired:
             Hop(number, lab.server(number), mtu, prefix, self._folder / str(number))
             for number, mtu in enumerate(mtus, 1)
         ]
-        self._image = ensure_image(ImageKind.WIREGUARD, Settings.load())
         self._script = self._folder / "up.sh"
 
     def prepare(self) -> None:
         """The bundles and the script."""
         for hop in self.hops:
-            self._make_bundle(hop, self._image)
+            kind = ImageKind.OPENVPN if hop.by_openvpn else ImageKind.WIREGUARD
+            self._make_bundle(hop, ensure_image(kind, Settings.load()))
         self._script.write_text(render(self.hops, self._folder))
 
     def up(self) -> None:
@@ -107,21 +123,57 @@ class Handwired:
         control.mkdir(mode=0o700)
         make_devices(dev, hop.uid)
         subprocess.run(["chown", f"{hop.uid}:{hop.uid}", str(control)], check=True)
-        spec = wireguard_client(
-            hop.link,
-            netns=DIRECTORY / hop.namespace,
-            link=hop.link,
-            uid=hop.uid,
-            image=image.digest,
-            root=image.root,
-            program=image.entrypoint[0],
-        )
+        spec = _openvpn(hop, image) if hop.by_openvpn else _wireguard(hop, image)
+        place_config(control, spec)
         seccomp = json.loads(data_path(spec.seccomp).read_text())
         config = render_config(
             spec, seccomp=seccomp, cgroup=f"/{hop.link}", dev=dev, control=control
         )
         (hop.folder / "config.json").write_text(config)
-        (hop.folder / "wg.conf").write_text(_render_tunnel(hop))
+        if not hop.by_openvpn:
+            (hop.folder / "wg.conf").write_text(_render_tunnel(hop))
+
+
+def _wireguard(hop: Hop, image: Image) -> ClientSpec:
+    return wireguard_client(
+        hop.link,
+        netns=DIRECTORY / hop.namespace,
+        link=hop.link,
+        uid=hop.uid,
+        image=image.digest,
+        root=image.root,
+        program=image.entrypoint[0],
+    )
+
+
+def _openvpn(hop: Hop, image: Image) -> ClientSpec:
+    """With what a chain tells it, but that it waits for nobody."""
+    path = hop.server.profile
+    (server,) = load_openvpn_profile(path)
+    plan = hop.server.plan
+    config = OpenVpnConfig(
+        plan.uplink.ip,
+        plan.port,
+        UDP if plan.via == "udp" else TCP,
+        41000 + hop.number,
+        server.profile,
+    )
+    local = IPv4Address(f"10.99.{hop.number}.2")
+    lines = render_openvpn(
+        config, link=hop.link, local=local, management=f"{OPENVPN_DIR}/m"
+    ).splitlines()
+    text = "\n".join(line for line in lines if not line.startswith("management"))
+    return openvpn_client(
+        hop.link,
+        netns=DIRECTORY / hop.namespace,
+        link=hop.link,
+        uid=hop.uid,
+        image=image.digest,
+        root=image.root,
+        program=image.entrypoint[0],
+        config=Secret(text),
+        config_digest="",
+    )
 
 
 @contextmanager
@@ -171,8 +223,10 @@ def _links(hops: list[Hop]) -> Iterator[str]:
 
 
 def _hop_script(hop: Hop, *, last: bool) -> str:
-    endpoint = hop.profile["Endpoint"].partition(":")[0]
-    address = hop.profile["Address"].partition("/")[0]
+    plan = hop.server.plan
+    endpoint = plan.uplink.ip
+    # The first of the pool, where the server says it.
+    address = plan.tunnel.ip + 1 if hop.by_openvpn else hop.profile["Address"].partition("/")[0]
     outer, inner = f"10.99.{hop.number}", f"10.99.{hop.number + 1}"
     lines = [
         f"address add {outer}.2/30 dev out0",
@@ -241,6 +295,14 @@ def _start(hop: Hop, folder: Path) -> str:
     configure = f"wg setconf {hop.link} {hop.folder / 'wg.conf'}"
     link = f"ln -sf {hop.folder / 'control' / hop.link}.sock {_UAPI}/{hop.link}.sock"
     started = f"run --detach --bundle {hop.folder} {hop.link}"
+    if hop.by_openvpn:
+        log = hop.folder / "log"
+        return "\n".join(
+            [
+                f"{' '.join(_runc(folder))} {started} >{log} 2>&1 </dev/null",
+                f"until grep -q 'Initialization Sequence Completed' {log}; do :; done",
+            ]
+        )
     return "\n".join(
         [
             f"{' '.join(_runc(folder))} {started} >{hop.folder / 'log'} 2>&1 </dev/null",

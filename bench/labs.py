@@ -21,12 +21,12 @@ CHAINCTL = str(Path(sys.executable).with_name("chainctl"))
 
 
 @contextmanager
-def lab(purpose: str, hops: int) -> Iterator[Lab]:
-    """A lab of this process's own, removed with everything in it."""
+def lab(purpose: str, hops: int, via: str = "") -> Iterator[Lab]:
+    """A lab of this process's own, removed with everything in it; `via` as in its spec."""
     name = f"b{purpose}{os.getpid()}"[:16]
     try:
         engine = find_wireguard_go(Settings.load().image_dir)
-        yield Lab.create(LabSpec(name, hops, spares=0), wireguard_go=engine)
+        yield Lab.create(LabSpec(name, hops, spares=0, via=via), wireguard_go=engine)
     finally:
         remove(name)
 

@@ -15,9 +15,9 @@ _SECONDS = 1.0
 _PAIRS = 41
 
 
-def _chain_vs_handwired(hops: int) -> Result:
+def _chain_vs_handwired(hops: int, via: str = "") -> Result:
     """Two labs at once: both chains are up, and TCP goes through one at a time."""
-    with lab("chain", hops) as ours, lab("hand", hops) as baseline:
+    with lab("chain", hops, via) as ours, lab("hand", hops, via) as baseline:
         chainctl(ours, "up", str(ours.chain_file))
         mtus = [hop["mtu"] for hop in status(ours)["hops"]]
         with handwired(baseline, mtus) as by_hand:
@@ -41,4 +41,9 @@ def _enter(one: Lab, place: str) -> list[str]:
 for _hops in (1, 2, 3):
     row(f"chain_vs_handwired_{_hops}", unit="bit/s", target=ratio_at_least(0.97))(
         partial(_chain_vs_handwired, _hops)
+    )
+
+for _name, _via in (("openvpn", "udp"), ("mixed", "udp,wg,udp")):
+    row(f"{_name}_vs_handwired", unit="bit/s", target=ratio_at_least(0.97))(
+        partial(_chain_vs_handwired, _via.count(",") + 1, _via)
     )

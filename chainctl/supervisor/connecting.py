@@ -198,14 +198,23 @@ class Connecting(ABC):
         if tunnel.engine is not Engine.OPENVPN:
             return False
         status = self._machine.openvpn_status(chain, hop, tunnel)
-        if status is None or status.said is not None:
+        if status is None:
+            return False
+        moved = self._has_moved(chain, hop)
+        # With another way to it, a server first refuses what is left of the connection before.
+        excused = status.state.why == "connection-reset" or (
+            moved and status.said is not None and status.said.fault is Fault.REFUSED
+        )
+        if status.said is not None and not excused:
             return False
         if status.waits or status.asks:
             self._machine.go_on(chain, hop, tunnel)
-        now = clock.wall_seconds()
-        if not status.handshake and now - status.state.since < _GRACE:
-            return True
-        since = self._journal.recall(self.name, "since", {})
+        silence = clock.boot_seconds() - self._reading(hop).last_heard
+        return moved or (not status.handshake and silence < _GRACE)
+
+    def _has_moved(self, chain: Chain, hop: Hop) -> bool:
+        """A hop outside it has had its server for a moment only."""
+        since, now = self._journal.recall(self.name, "since", {}), clock.wall_seconds()
         return any(
             now - float(since.get(outer.name, ["", 0.0])[1]) < _GRACE
             for outer in chain.hops[: hop.number - 1]
