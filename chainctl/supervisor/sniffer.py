@@ -14,6 +14,8 @@ while somebody uses it: traffic that is sent and not returned is asked about at 
 
 from __future__ import annotations
 
+import heapq
+import itertools
 import math
 import os
 import random
@@ -21,7 +23,7 @@ import select
 import socket
 import threading
 import traceback
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Collection, Container, Sequence
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address
 
@@ -46,6 +48,16 @@ LOOK_BUSY = 0.02
 """Seconds between two looks at the counters of a tunnel that is used."""
 LOOK_IDLE = 1.0
 """The same of one that is not: when it is used again, this is how late it is noticed."""
+_IDLE_INTERVAL = 1.0
+"""Seconds between two questions to the innermost hop of a chain that nobody uses."""
+_SELDOM = 10.0
+"""The same, and between two looks, for the hops outside it: its answers come through them all."""
+_IDLE_QUESTIONS = 400.0
+_LONGEST_INTERVAL = 1.5
+"""Seconds; with more than 400 hops, chains that nobody uses are asked more rarely, up to this."""
+
+_UNLESS_SPARED = 2.5
+"""Seconds after which a hop outside is asked when no answer came through it meanwhile."""
 
 _AWAY = 3
 """Questions overdue from which an answer counts as a return."""
@@ -166,6 +178,19 @@ class _Watch:
     """Sequence -> (sent at, question, size)."""
     waiting: int = 0
     """How many callers wait for an answer now: ask fast."""
+    scheduled: float = math.inf
+    """Boot time of the earliest of its entries in the heap."""
+    gone: bool = False
+    in_line: bool = False
+    """It carries traffic; a standby does not, and has to be warm."""
+    outer: tuple[_Watch, ...] = ()
+    """Those of the hops outside this one, through which everything goes that goes through it."""
+    innermost: _Watch | None = None
+    """That of the hop that carries all of the chain's traffic; None: this one."""
+    asked: float = 0.0
+    """Boot time of the last question of its own."""
+    through: float = 0.0
+    """Boot time of the last answer to a question through a hop further inside."""
     alarm: Callable[[], None] = lambda: None
     """Called when the hop looks dead, from the sniffer's thread; must not block."""
 
@@ -180,6 +205,8 @@ class Sniffer:
         self._ends: dict[str, int] = {}
         self._end_calls: dict[int, Callable[[], None]] = {}
         self._changed = threading.Condition()
+        self._heap: list[tuple[float, int, _Watch]] = []
+        self._pushed = itertools.count()
         self._epoll = select.epoll()
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._epoll.register(self._wake_read, select.EPOLLIN)
@@ -214,7 +241,22 @@ class Sniffer:
             watch = _Watch(place, sock, counters, identifier, alarm=alarm)
             self._watches[key] = self._by_fd[sock.fileno()] = watch
             self._epoll.register(sock.fileno(), select.EPOLLIN)
+            self._schedule(watch)
         self._wake()
+
+    def line_up(self, prefix: str, keys: Sequence[str]) -> None:
+        """Of what is watched under `prefix`, these are the hops of one chain that carry its
+        traffic, the guard's first: what comes through one of them came through all before it, so
+        a chain that nobody uses is asked through the last one.
+        """
+        with self._changed:
+            watches = [self._watches[key] for key in keys if key in self._watches]
+            for key, watch in self._watches.items():
+                if key.startswith(prefix):
+                    watch.in_line, watch.outer, watch.innermost = False, (), None
+            for place, watch in enumerate(watches):
+                watch.in_line, watch.outer = True, tuple(watches[:place])
+                watch.innermost = watches[-1] if watch is not watches[-1] else None
 
     def watch_end(self, key: str, pidfd: int, ended: Callable[[], None]) -> None:
         """Call `ended` once when the process of `pidfd` ends; takes the descriptor over."""
@@ -237,6 +279,7 @@ class Sniffer:
             self._drop_end(key)
             watch = self._watches.pop(key, None)
             if watch is not None:
+                watch.gone = True
                 self._epoll.unregister(watch.sock.fileno())
                 del self._by_fd[watch.sock.fileno()]
                 watch.sock.close()
@@ -256,7 +299,11 @@ class Sniffer:
             watch = self._watches.get(key)
             if watch is None:
                 return Reading()
-            return replace(watch.reading, recent=watch.tally.over(clock.boot_seconds()))
+            return replace(
+                watch.reading,
+                recent=watch.tally.over(clock.boot_seconds()),
+                last_heard=max(watch.reading.last_heard, watch.through),
+            )
 
     def excuse(self, key: str) -> None:
         """What it has not answered of late is the fault of a hop further out, and no loss."""
@@ -268,24 +315,37 @@ class Sniffer:
         """Do not wait for the answer; nothing happens when nobody watches there."""
         with self._changed:
             if key in self._watches:
-                self._watches[key].due = 0.0
+                self._ask_soon(self._watches[key], 0.0)
                 self._wake()
 
     def prove(self, key: str, *, patience: float) -> Reading:
         """Ask fast until something asked from now on is answered, at most `patience` seconds."""
+        return self.sweep([key], patience=patience)[key]
+
+    def sweep(self, keys: Collection[str], *, patience: float) -> dict[str, Reading]:
+        """The same for several at the same time; nobody watched is not waited for."""
         with self._changed:
             begun = clock.boot_seconds()
-            watch = self._watches[key]
-            watch.waiting += 1
-            watch.due = 0.0
+            watches = {key: self._watches[key] for key in keys if key in self._watches}
+            for watch in watches.values():
+                watch.waiting += 1
+                self._ask_soon(watch, 0.0)
             self._wake()
-            try:
-                self._changed.wait_for(
-                    lambda: watch.reading.answered >= begun or self._stopped, patience
+            silent = set(watches)
+
+            def all_answered() -> bool:
+                # Asked after every answer: whoever has answered is not looked at again.
+                silent.difference_update(
+                    [key for key in silent if watches[key].reading.answered >= begun]
                 )
+                return not silent or self._stopped
+
+            try:
+                self._changed.wait_for(all_answered, patience)
             finally:
-                watch.waiting -= 1
-            return watch.reading
+                for watch in watches.values():
+                    watch.waiting -= 1
+            return {key: watch.reading for key, watch in watches.items()}
 
     def measure(self, key: str, sizes: Sequence[int], *, patience: float) -> frozenset[int]:
         """Which packet sizes (bytes) get through the tunnel of `key`; asked in this order.
@@ -326,21 +386,44 @@ class Sniffer:
             ended()
 
     def _until_due(self) -> float:
-        now = clock.boot_seconds()
         with self._changed:
-            dues = [min(watch.due, watch.late, watch.look) for watch in self._watches.values()]
-        return max(0.0, min([*(due - now for due in dues), INTERVAL]))
+            while self._heap:
+                at, _, watch = self._heap[0]
+                if not watch.gone and at == watch.scheduled <= _next(watch):
+                    return max(0.0, min(at - clock.boot_seconds(), LOOK_IDLE))
+                # What it was to wait for has happened.
+                heapq.heappop(self._heap)
+                if not watch.gone and at == watch.scheduled:
+                    watch.scheduled = math.inf
+                    self._schedule(watch)
+        return LOOK_IDLE
+
+    def _schedule(self, watch: _Watch) -> None:
+        at = _next(watch)
+        if at < watch.scheduled:
+            watch.scheduled = at
+            heapq.heappush(self._heap, (at, next(self._pushed), watch))
+
+    def _ask_soon(self, watch: _Watch, at: float) -> None:
+        watch.due = min(watch.due, at)
+        self._schedule(watch)
 
     def _ask_due(self) -> None:
         now = clock.boot_seconds()
         with self._changed:
-            for watch in self._watches.values():
+            while self._heap and self._heap[0][0] <= now:
+                at, _, watch = heapq.heappop(self._heap)
+                if watch.gone or at != watch.scheduled:
+                    continue
+                watch.scheduled = math.inf
                 if watch.look <= now:
                     self._look(watch, now)
                 if min(watch.due, watch.late) <= now:
                     self._ask(watch, None)
+                    watch.asked = now
                     watch.due = now + self._pause(watch, now)
                     watch.late = now + watch.reading.behaviour.late
+                self._schedule(watch)
 
     def _look(self, watch: _Watch, now: float) -> None:
         """At the counters: whatever comes out is a sign of life, traffic without an answer a
@@ -350,11 +433,33 @@ class Sniffer:
         passage = watch.reading.passage.after(tun, outer, asked=watch.packets, now=now)
         watch.packets = 0
         reading = watch.reading = replace(watch.reading, passage=passage)
-        watch.look = now + (LOOK_BUSY if passage.is_busy(now) else LOOK_IDLE)
+        watch.look = now + self._until_look(watch, now)
         if _is_unreturned(reading, now) and reading.unanswered < _BURST:
             watch.due = min(watch.due, _last_asked(reading) + _BURST_BUSY)
         if reading.looks_dead(now):
             watch.alarm()
+
+    def _until_look(self, watch: _Watch, now: float) -> float:
+        """The questions to hops further inside are traffic to the ones outside, so only the
+        innermost one knows whether somebody uses the chain.
+        """
+        innermost = watch.innermost or watch
+        if innermost.reading.passage.is_busy(now):
+            for outer in watch.outer:
+                outer.look = min(outer.look, now)
+                self._schedule(outer)
+            return LOOK_BUSY if watch.reading.passage.is_busy(now) else LOOK_IDLE
+        return _SELDOM if watch.innermost else LOOK_IDLE
+
+    def _interval(self, watch: _Watch, now: float) -> float:
+        """Seconds until the next question while all is well."""
+        innermost = watch.innermost or watch
+        if not watch.in_line or innermost.reading.passage.is_busy(now):
+            return watch.place.interval
+        if watch.innermost:
+            return max(watch.place.interval, _UNLESS_SPARED)
+        idle = min(_LONGEST_INTERVAL, max(_IDLE_INTERVAL, len(self._watches) / _IDLE_QUESTIONS))
+        return max(watch.place.interval, idle)
 
     def _pause(self, watch: _Watch, now: float) -> float:
         """Ask fast while somebody waits, and while an answer is overdue: is it dead?"""
@@ -362,6 +467,9 @@ class Sniffer:
         overdue = reading.overdue(now) if reading.last_heard else 0
         if overdue:
             watch.look = min(watch.look, now + LOOK_BUSY)
+            for outer in watch.outer:
+                if not outer.reading.silent_since:
+                    self._ask_soon(outer, now)
         silence = now - reading.silent_since
         if overdue and is_dead(
             reading.behaviour,
@@ -373,7 +481,7 @@ class Sniffer:
             return watch.place.interval
         if watch.waiting or overdue:
             return BURST_INTERVAL
-        return watch.place.interval
+        return self._interval(watch, now)
 
     def _ask(self, watch: _Watch, size: int | None) -> None:
         """Send what has worked, or every question while nothing has.
@@ -450,7 +558,18 @@ class Sniffer:
             behaviour=reading.behaviour.after(rtt, len(lost)),
             sizes=reading.sizes | {size} if size else reading.sizes,
         )
+        for outer in watch.outer:
+            self._spare(outer, now)
         self._changed.notify_all()
+
+    def _spare(self, outer: _Watch, now: float) -> None:
+        """It carried a question and its answer, so it need not be asked itself."""
+        if outer.reading.silent_since or not outer.reading.last_heard:
+            return
+        outer.through = now
+        if self._interval(outer, now) >= _IDLE_INTERVAL:
+            seldom = outer.asked + _SELDOM
+            outer.due = max(outer.due, min(now + _UNLESS_SPARED, seldom))
 
     def _wake(self) -> None:
         os.write(self._wake_write, b"x")
@@ -467,6 +586,11 @@ class Sniffer:
 def _was_away(reading: Reading, now: float) -> bool:
     """A single question that is overdue is a packet lost."""
     return not reading.last_heard or reading.overdue(now) >= _AWAY
+
+
+def _next(watch: _Watch) -> float:
+    """When something is to be done about it."""
+    return min(watch.due, watch.late, watch.look)
 
 
 def _is_unreturned(reading: Reading, now: float) -> bool:

@@ -17,6 +17,7 @@ from chainctl.supervisor.pulse import Pulse, pace
 from chainctl.supervisor.sniffer import Sniffer
 from chainctl.supervisor.status import describe
 from chainctl.supervisor.ticks import Ticks
+from chainctl.supervisor.verdict import FRESH
 from chainctl.supervisor.worker import Worker
 
 
@@ -78,7 +79,12 @@ class Supervisor:
         self._existing(name).rotate(hop, to, progress)
 
     def sweep(self, name: str) -> None:
-        self._existing(name).sweep()
+        """Ask every hop of a chain now, or of all: ""."""
+        if name:
+            self._existing(name).sweep()
+            return
+        watched = [key for worker in self._running().values() for key in worker.watched]
+        self._sniffer.sweep(watched, patience=FRESH)
 
     def events(self, name: str, limit: int) -> list[dict[str, Any]]:
         """The newest events of a chain (of all: ""), oldest first."""

@@ -236,8 +236,13 @@ class Worker(Rotating):
         chain = self.state.chain
         if chain is None:
             raise RefusedByPolicy("C501", f"the chain {self.name} is not up", hint="chainctl up")
-        for hop in chain.hops:
-            self._sniffer.prove(self._key(hop), patience=FRESH)
+        self._sniffer.sweep([self._key(hop) for hop in chain.hops], patience=FRESH)
+
+    @property
+    def watched(self) -> tuple[str, ...]:
+        """What the sniffer knows its hops by."""
+        chain = self.state.chain
+        return tuple(self._key(hop) for hop in chain.hops) if chain else ()
 
     def disturb(self) -> None:
         """Something of the chain may have been changed: compare what is with what should be."""
@@ -485,6 +490,7 @@ class Worker(Rotating):
                 wanted[f"{key}, held"] = hop
                 self._sniffer.watch_end(f"{key}, held", holder, self._client_ended)
         self._sniffer.keep_only(f"{self.name}/", wanted)
+        self._sniffer.line_up(f"{self.name}/", [self._key(hop) for hop in chain.hops])
 
     def _client_ended(self) -> None:
         """On the sniffer's thread: a VPN client is gone, so look at everything at once."""
@@ -770,11 +776,11 @@ class Worker(Rotating):
         self._converge(self.state.chain, wanted, progress, asked=True)
 
     def _proved_at(self, chain: Chain) -> float:
-        """When the hop was asked whose answered question is the oldest.
+        """When the newest question was asked that was answered through every hop: the exit's.
 
         Not when it was heard: an answer may have waited while this process was stopped.
         """
-        return min(self._sniffer.reading(self._key(hop)).answered for hop in chain.hops)
+        return self._sniffer.reading(self._key(chain.exit)).answered
 
     def _failing(self, chain: Chain) -> Hop | None:
         """The outermost hop that is silent; the ones inside it wait for it."""

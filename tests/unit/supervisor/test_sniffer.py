@@ -249,3 +249,46 @@ def test_loss_is_that_of_the_last_minutes(wire: Wire, sniffer: Sniffer) -> None:
     _until(lambda: sniffer.reading("home/guard").recent[1] >= 3)
     reading = sniffer.reading("home/guard")
     assert reading.recent == (reading.sent, reading.heard)
+
+
+def test_the_hops_outside_are_asked_when_the_innermost_falls_silent(
+    wire: Wire, sniffer: Sniffer
+) -> None:
+    far = wire.namespaces.path(SERVER)
+    wire.hop(f"ip link add tunB type veth peer name far1 netns {far}")
+    for command in ("ip address add 10.65.0.1/24 dev far1", "ip link set far1 up"):
+        wire.server(command)
+    for command in (
+        "ip address add 10.65.0.2/32 dev tunB",
+        "ip link set tunB up arp off",
+        "ip route add 10.65.0.0/24 dev tunB",
+    ):
+        wire.hop(command)
+    # A tunnel has no ARP, which would look as if somebody used it.
+    near, there = (
+        inside(f"cat /sys/class/net/{link}/address").strip()
+        for inside, link in ((wire.hop, "tunB"), (wire.server, "far1"))
+    )
+    wire.hop(f"ip neighbour add 10.65.0.1 lladdr {there} dev tunB")
+    wire.server(f"ip neighbour add 10.65.0.2 lladdr {near} dev far1")
+    inner = replace(
+        wire.place(IPv4Address("10.65.0.1")), link="tunB", address=IPv4Address("10.65.0.2")
+    )
+    sniffer.watch("U/guard", wire.place())
+    sniffer.watch("U/exit", inner)
+    sniffer.sweep(["U/guard", "U/exit"], patience=PATIENCE)
+    sniffer.line_up("U/", ["U/guard", "U/exit"])
+    # Until nobody takes the first questions, sent before anything was counted, for traffic.
+    begun = clock.boot_seconds()
+    _until(lambda: sniffer.reading("U/exit").passage.looked > begun + 1.0)
+    _until(lambda: not sniffer.reading("U/exit").passage.is_busy(clock.boot_seconds()))
+    asked, heard = sniffer.reading("U/guard").sent, sniffer.reading("U/exit").heard
+    _until(lambda: sniffer.reading("U/exit").heard >= heard + 6)
+    guard = sniffer.reading("U/guard")
+    # Alone it would be asked as often as the exit. One that is late has it asked once more.
+    assert guard.sent <= asked + 3
+    assert clock.boot_seconds() - guard.last_heard < 2.0
+    wire.server("ip link set far1 down")
+    _until(lambda: sniffer.reading("U/guard").sent >= guard.sent + 3)
+    guard, exit_hop = sniffer.reading("U/guard"), sniffer.reading("U/exit")
+    assert guard.answered > exit_hop.silent_since > 0
