@@ -173,3 +173,19 @@ def bytes_of(key: str) -> bytes:
 def client_pid(chain: ChainRig, hop: int) -> int:
     made = chain.run_dir / "docker/clients" / f"{chain.lab.name}.hop{hop}.a" / "made.json"
     return int(json.loads(made.read_text())["pid"])
+
+
+def test_openvpn_hops_run_in_docker_too(daemon: TestDaemon, oracle: Oracle) -> None:
+    os.environ["CHAINCTL_DOCKER_SOCKET"] = str(daemon.socket)
+    try:
+        with lab_alone(via="udp,wg,tcp") as rig:
+            with rig.lab.chain_file.open("a") as file:
+                file.write("\nruntime: docker\n")
+            rig.up()
+            rig.wait_open()
+            rig.watch(oracle, Passing(layers=True))
+            oracle.send(Udp(TARGET_ADDRESS, ECHO), expect=Expect.DELIVERED)
+            oracle.judge().assert_clean()
+            rig.down()
+    finally:
+        del os.environ["CHAINCTL_DOCKER_SOCKET"]
