@@ -25,6 +25,8 @@ _COMMANDS = {
     "sweep": ("Ask every hop now, and print what was heard.", "look"),
     "explain": ("Say why a chain is as it is, and what led there.", "look"),
     "logs": ("Print what happened.", "look"),
+    "run": ("Run a program whose only way out is the chain.", "run"),
+    "attach": ("Put a container without network behind the chain.", "run"),
     "rotate": ("Replace the server of a hop by another one of its pool.", "rotate"),
     "serve": ("Run the supervisor in this process.", "serve"),
     "doctor": ("Check what this machine has and lacks for a chain.", "doctor"),

@@ -223,9 +223,18 @@ class DockerClients:
             return None
 
     def remove_network(self, name: str) -> None:
-        """One with containers in it stays, and so does its bridge: they have no other way out."""
-        self.daemon.remove_network(name)
-        self.forget_network(name)
+        """One with containers in it stays, for they have no other way out; so does one of a
+        daemon that does not answer.
+        """
+        with contextlib.suppress(LookAgain):
+            if self.daemon.remove_network(name):
+                self.forget_network(name)
+
+    def uses_bridge(self, bridge: str) -> bool:
+        """A network is on it that stayed."""
+        names = [place.stem for place in (self._folder / "networks").glob("*.json")]
+        made = [self.network_made(name) for name in names]
+        return any(network is not None and network.bridge == bridge for network in made)
 
     def forget_network(self, name: str) -> None:
         (self._folder / "networks" / f"{name}.json").unlink(missing_ok=True)

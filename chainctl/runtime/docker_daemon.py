@@ -135,7 +135,8 @@ class Daemon:
             found = _network(api, name)
             if found is None:
                 return True
-            members = api.containers(all=True, filters={"network": found["Id"]})
+            # By name: a container that was never started does not know the id yet.
+            members = api.containers(all=True, filters={"network": name})
             if members:
                 return False
             api.remove_network(name)

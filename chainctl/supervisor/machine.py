@@ -453,7 +453,8 @@ class Machine:
             case KernelWireGuard(ns, link):
                 self._links.remove(ForeignLink(ns, link, "wireguard"))
             case ClientBridge(link):
-                remove_bridge(self.namespaces, link)
+                if not self._docker.uses_bridge(link):
+                    remove_bridge(self.namespaces, link)
             case DockerNetwork():
                 self._docker.remove_network(part.name)
             case NftTable() if self._guards_clients(part):

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
-import shutil
+import random
 import subprocess
-import tarfile
+import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from ruamel.yaml import YAML
 
+from chainctl.spec.chain_file import load_chain_file
+from tests.docker.busybox import import_busybox
 from tests.docker.daemon import TestDaemon
 from tests.leak.canary import Expect, Udp
 from tests.leak.chain_rig import ECHO, TARGET_ADDRESS, ChainRig, Passing, lab_alone, wait_until
@@ -26,6 +29,7 @@ pytestmark = [pytest.mark.root, pytest.mark.timeout(240)]
 
 GATEWAY = "172.31.77.1"
 SLOW = 60.0
+EXAMPLE = Path(__file__).parents[2] / "examples/containers"
 
 
 @pytest.fixture(scope="module")
@@ -63,26 +67,8 @@ def daemon(running: tuple[ChainRig, TestDaemon]) -> TestDaemon:
     return running[1]
 
 
-def import_busybox(daemon: TestDaemon) -> None:
-    program = shutil.which("busybox")
-    assert program
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as archive:
-        archive.add(Path(program).resolve(), "bin/busybox")
-        for folder in ("etc", "proc", "sys", "dev", "tmp"):
-            entry = tarfile.TarInfo(folder)
-            entry.type, entry.mode = tarfile.DIRTYPE, 0o755
-            archive.addfile(entry)
-        for name in ("sh", "ping", "nc", "wget", "sleep", "cat", "ip", "nslookup"):
-            entry = tarfile.TarInfo(f"bin/{name}")
-            entry.type, entry.linkname = tarfile.SYMTYPE, "busybox"
-            archive.addfile(entry)
-    with daemon.api() as api:
-        api.import_image_from_data(buffer.getvalue(), repository="busybox", tag="test")
-
-
-def run(daemon: TestDaemon, chain: ChainRig, name: str, **host: Any) -> Path:
-    """Start a container in the chain's network; gives its namespace."""
+def run(daemon: TestDaemon, chain: ChainRig, name: str, *, start: bool = True, **host: Any) -> Path:
+    """A container in the chain's network; gives its namespace."""
     with daemon.api() as api:
         wishes = {"network_mode": f"chain-{chain.lab.name}", "dns": [GATEWAY], **host}
         container = api.create_container(
@@ -92,6 +78,8 @@ def run(daemon: TestDaemon, chain: ChainRig, name: str, **host: Any) -> Path:
             stop_signal="SIGKILL",
             host_config=api.create_host_config(**wishes),
         )
+        if not start:
+            return Path()
         api.start(container)
         pid = api.inspect_container(container)["State"]["Pid"]
         return Path(f"/proc/{pid}/ns/net")
@@ -199,3 +187,107 @@ def watch(chain: ChainRig, oracle: Oracle, box: Path, daemon: TestDaemon) -> Non
     )
     address = link[0]["addr_info"][0]["local"]
     oracle.client(box, "eth0", address=address, gateway=GATEWAY, name="box")
+
+
+def test_attach(chain: ChainRig, daemon: TestDaemon) -> None:
+    run(daemon, chain, "alone", network_mode="none", dns=[GATEWAY])
+    assert not reaches(daemon, "alone")
+    chain.chainctl("attach", "alone")
+    assert reaches(daemon, "alone")
+    with daemon.api() as api:
+        api.restart("alone", timeout=0)
+    assert reaches(daemon, "alone")
+    assert chain.chainctl("attach", "alone").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("wishes", "why"),
+    [
+        ({"network_mode": "bridge"}, "other networks"),
+        ({"network_mode": "host", "dns": []}, "other networks"),
+        ({"network_mode": "none", "cap_add": ["NET_ADMIN"]}, "may administer"),
+        ({"network_mode": "none", "privileged": True}, "may administer"),
+    ],
+)
+def test_who_has_other_ways_is_refused(
+    chain: ChainRig, daemon: TestDaemon, wishes: dict[str, Any], why: str
+) -> None:
+    run(daemon, chain, "free", start=False, **wishes)
+    done = chain.chainctl("attach", "free", ok=False)
+    assert done.returncode == 1
+    assert "[C561]" in done.stderr
+    assert why in done.stderr
+
+
+def test_run(chain: ChainRig) -> None:
+    def through(*words: str) -> subprocess.CompletedProcess[str]:
+        return chain.chainctl("run", "--", *words, ok=False)
+
+    assert through("sh", "-c", "exit 42").returncode == 42
+    assert through("/nowhere").returncode == 127
+    pinged = through("busybox", "ping", "-c1", "-W3", TARGET_ADDRESS)
+    assert pinged.returncode == 0, (pinged.stdout, pinged.stderr)
+    assert through("cat", "/etc/resolv.conf").stdout == f"nameserver {GATEWAY}\n"
+    seen = json.loads(through("ip", "-j", "addr").stdout)
+    assert [link["ifname"] for link in seen] == ["lo", "eth0"]
+    assert not [a for link in seen for a in link["addr_info"] if a["family"] == "inet6"]
+    # The kernel takes namespaces apart a little later.
+    wait_until(lambda: not [name for name in chain.links("host") if name.startswith("chp")])
+    chain.chainctl("close")
+    assert through("busybox", "ping", "-c1", "-W1", TARGET_ADDRESS).returncode != 0
+    chain.chainctl("open")
+
+
+def test_two_programs_have_addresses_of_their_own(chain: ChainRig) -> None:
+    words = [sys.executable, "-m", "chainctl", "run", "sh", "-c", "ip -j addr; read x"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    both = [chain.lab.popen("host", words, **pipes) for _ in range(2)]
+    # Now both are there.
+    outputs = [process.stdout.readline() for process in both if process.stdout]
+    for process in both:
+        process.communicate("x\n", timeout=60)
+    addresses = {json.loads(text)[1]["addr_info"][0]["local"] for text in outputs}
+    assert len(addresses) == 2
+
+
+def test_the_example_starts_in_any_order(chain: ChainRig, daemon: TestDaemon) -> None:
+    """With stand-ins for its programs: closed until proved, then everything works."""
+    example = YAML(typ="safe").load(EXAMPLE / "compose.yaml")
+    networks = {"chain": f"chain-{chain.lab.name}", "pages": "pages", "web": "web"}
+    services = list(example["services"].items())
+    with daemon.api() as api:
+        for name in ("pages", "web"):
+            api.create_network(name, internal=example["networks"][name].get("internal", False))
+        for name, service in services:
+            first, *others = (networks[key] for key in service["networks"])
+            run(daemon, chain, name, start=False, network_mode=first)
+            for other in others:
+                api.connect_container_to_network(name, other)
+        chain.down()
+        random.Random().shuffle(services)
+        for name, _ in services:
+            api.start(name)
+    assert not reaches(daemon, "download")
+    assert not reaches(daemon, "indexer")
+    chain.up()
+    for name in ("download", "indexer"):
+        wait_until(partial(reaches, daemon, name), seconds=SLOW)
+        assert inside(daemon, "proxy", "ping", "-c1", "-W3", name)[0] == 0
+        route = inside(daemon, name, "ip", "route")[1]
+        assert [line for line in route.splitlines() if line.startswith("default")] == [
+            f"default via {GATEWAY} dev eth0 "
+        ]
+    remove_all(daemon)
+    with daemon.api() as api:
+        for name in ("pages", "web"):
+            api.remove_network(name)
+
+
+def test_the_examples_chain_is_read() -> None:
+    spec = load_chain_file(EXAMPLE / "chain.yaml")
+    compose = YAML(typ="safe").load(EXAMPLE / "compose.yaml")
+    assert compose["networks"]["chain"]["name"] == f"chain-{spec.name}"
+    (lan,) = spec.lans
+    for service in compose["services"].values():
+        if "chain" in service["networks"]:
+            assert service["dns"] == [str(lan.address.ip)]
