@@ -292,7 +292,7 @@ class Wan(_Keys):
     address: Annotated[
         IPv4Interface | None,
         Word(
-            "C139",
+            "C147",
             _WITH_PREFIX,
             "an address with its prefix length such as `203.0.113.5/24`",
             _lan_address,
@@ -304,7 +304,7 @@ class Wan(_Keys):
     )
     router: Annotated[
         IPv4Address | None,
-        Word("C139", _IPV4, "an IPv4 address such as `203.0.113.1`", _server_address),
+        Word("C147", _IPV4, "an IPv4 address such as `203.0.113.1`", _server_address),
     ] = Field(default=None, description="Who leads on from there. Default: the host's own router.")
 
     @model_validator(mode="after")
@@ -312,13 +312,13 @@ class Wan(_Keys):
         own, router = self.address, self.router
         if self.mode is not None and own is None:
             words = f"`mode: {self.mode.value}` needs `address`, one of the chain's own"
-            raise refusal("C139", words, ("mode",))
+            raise refusal("C147", words, ("mode",))
         if self.mode is None and (own or router):
             key = "address" if own else "router"
             words = f"`{key}` goes with `mode: macvlan` or `mode: bridge`"
-            raise refusal("C139", words, (key,))
+            raise refusal("C147", words, (key,))
         if own and router and (router not in own.network or router == own.ip):
-            raise refusal("C139", f"{router} is no other address in {own.network}", ("router",))
+            raise refusal("C147", f"{router} is no other address in {own.network}", ("router",))
         return self
 
 

@@ -116,12 +116,12 @@ def test_broken_networks_of_devices(folder: Path, lan: str, said: str) -> None:
 @pytest.mark.parametrize(
     ("wan", "said"),
     [
-        ("mode: macvlan", "5:13 C139 `mode: macvlan` needs `address`, one of the chain's own"),
-        ("address: 203.0.113.5/24", "C139 `address` goes with `mode: macvlan` or `mode: bridge`"),
-        ("router: 203.0.113.1", "C139 `router` goes with `mode: macvlan` or `mode: bridge`"),
+        ("mode: macvlan", "5:13 C147 `mode: macvlan` needs `address`, one of the chain's own"),
+        ("address: 203.0.113.5/24", "C147 `address` goes with `mode: macvlan` or `mode: bridge`"),
+        ("router: 203.0.113.1", "C147 `router` goes with `mode: macvlan` or `mode: bridge`"),
         (
             "mode: bridge, address: 203.0.113.5/24, router: 198.51.100.1",
-            "C139 198.51.100.1 is no other address in 203.0.113.0/24",
+            "C147 198.51.100.1 is no other address in 203.0.113.0/24",
         ),
     ],
 )
