@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from ipaddress import IPv4Address
-from typing import TypeVar
+from typing import TypeGuard, TypeVar
 
 from chainctl.errors import ChainctlError, MendHost
 from chainctl.host.netns import FORWARDING, Namespaces
@@ -261,6 +261,9 @@ class Machine:
                 oldest=oldest,
             )
             found = [self._held(part) if isinstance(part, Namespace) else part for part in found]
+            held = {part.name for part in found if _is_docker(part)}
+            # Docker has it up, again each time it starts, and nobody talks to himself there.
+            found = [part for part in found if not (_is_loopback(part) and part.ns in held)]
             found += self._lost_anchors(name)
             found += self._lost_host_leg(found, f"chain{number}")
             present = {part.name for part in found if isinstance(part, Namespace)}
@@ -627,7 +630,6 @@ class Machine:
             place = self._docker.anchor(part.name, pause.digest, pause.entrypoint)
             settings = FORWARDING if part.forwarding else {}
             self.namespaces.adopt(part.name, place, settings)
-            self._links.remove(Up(part.name, "lo"))
         else:
             self._links.make(part)
 
@@ -798,6 +800,14 @@ class Machine:
     def _in_panel(self, work: Callable[[], T]) -> T:
         """`work` runs on another thread, so it may want no lock that somebody holds who waits."""
         return self.namespaces.call(PANEL, work)
+
+
+def _is_docker(part: Part) -> TypeGuard[Namespace]:
+    return isinstance(part, Namespace) and part.runtime is RuntimeKind.DOCKER
+
+
+def _is_loopback(part: Part) -> TypeGuard[Up | Address]:
+    return isinstance(part, Up | Address) and part.link == "lo"
 
 
 def _policy_of(chain: Chain, scope: int) -> ClientPolicy | None:

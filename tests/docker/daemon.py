@@ -42,6 +42,7 @@ class TestDaemon:
 
     def start(self) -> None:
         """Returns when it answers."""
+        self._forget_dead_containerd()
         command = [
             *("nsenter", f"--net={self.netns}", "dockerd"),
             *("--host", f"unix://{self.socket}", "--pidfile", str(self.home / "d.pid")),
@@ -59,6 +60,18 @@ class TestDaemon:
             assert self._process.poll() is None, self.log()
             assert time.monotonic() < deadline, self.log()
             select.select([], [], [], 0.05)
+
+    def _forget_dead_containerd(self) -> None:
+        """It dies with a dockerd that is killed. The next one would take it for alive as long as
+        nobody waited for it, or whoever has its number by then."""
+        file = self.home / "exec/containerd/containerd.pid"
+        deadline = time.monotonic() + 3
+        with contextlib.suppress(OSError, ValueError):
+            pid = int(file.read_text())
+            while _is_containerd(pid) and time.monotonic() < deadline:
+                select.select([], [], [], 0.05)
+            if not _is_containerd(pid):
+                file.unlink()
 
     @property
     def pid(self) -> int:
@@ -106,7 +119,8 @@ class TestDaemon:
         return self._process is not None and self._process.poll() is None and self._answers()
 
     def log(self) -> str:
-        return (self.home / "log").read_text()[-3000:]
+        lines = (self.home / "log").read_text().splitlines()
+        return "\n".join(line for line in lines if "module=grpc" not in line)[-3000:]
 
     def destroy(self) -> None:
         if self._process is not None and self._process.poll() is None:
@@ -156,6 +170,14 @@ class TestDaemon:
                 if own or self.group in (place / "cgroup").read_text():
                     found.append(int(place.name))
         return found
+
+
+def _is_containerd(pid: int) -> bool:
+    try:
+        name, _, rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")
+    except OSError:
+        return False
+    return name.endswith("(containerd") and rest.split()[0] not in "ZX"
 
 
 def _end(pids: Sequence[int]) -> None:
