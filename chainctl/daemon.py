@@ -7,6 +7,7 @@ the kernel frees on any death. The socket answers root only (SO_PEERCRED).
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import signal
@@ -68,6 +69,21 @@ def supervisor(settings: Settings, *, until_idle: bool = False) -> Iterator[Supe
                 sweep_out(settings)
 
 
+_M_ARENA_MAX = -8
+"""malloc.h of glibc; mallopt(3)."""
+
+
+def _share_one_arena() -> None:
+    """Threads give back what they freed to one another.
+
+    With an arena for each thread a supervisor kept 3.7 MB a chain that nobody used, with one
+    0.5 MB (16 chains of three hops, measured). Other C libraries have no such call.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_ARENA_MAX, 1)
+
+
 def serve(
     settings: Settings,
     *,
@@ -79,6 +95,7 @@ def serve(
     `until_idle`: also end when the last chain was taken down, and leave nothing in `run_dir`.
     `then` runs once the socket listens, in the calling thread (for `up --foreground`).
     """
+    _share_one_arena()
     with _wake_up_calls() as (listen, wake), supervisor(settings, until_idle=until_idle) as running:
         settings.pid_path.write_text(f"{os.getpid()}\n")
         with _Server(str(settings.socket_path), running, wake, until_idle) as server:
