@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network
 
-from chainctl.model.chain import Chain, Hop
+from chainctl.model.chain import WAN_LINK, Chain, Hop
 from chainctl.model.parts import (
     HOST,
     PANEL,
@@ -214,6 +214,9 @@ class _Look:
             if ns == chain.gateway:
                 if link != "lan0" or not self._gateway_lets(packet, chain):
                     return
+            elif ns == chain.uplink_namespace:
+                if link != "in0" or self._reach.uid_of(packet, chain, chain.hops[0]) is None:
+                    return
             else:
                 hop = _hop_in(chain, ns)
                 if link != "in0" or not self._hop_lets(packet, chain, hop):
@@ -280,8 +283,12 @@ class _Look:
 
     def _leave(self, packet: Packet, ns: NsName, link: str) -> None:
         leg = self._parts.get(("link", ns, link))
-        if isinstance(leg, Leg) and ("up", ns, link) in self._parts:
+        if ("up", ns, link) not in self._parts:
+            return
+        if isinstance(leg, Leg):
             self._enter_port(packet, leg.port)
+        elif isinstance(leg, LanLeg) and link == WAN_LINK:
+            self._reach_uplink(packet)
 
     def _enter_port(self, packet: Packet, port: PortName) -> None:
         if ("up", PANEL, port) not in self._parts:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Self
 
-from chainctl.model.chain import Chain, Hop, Slot, Tunnel
+from chainctl.model.chain import Chain, Engine, Hop, Slot, Tunnel
 from chainctl.model.parts import NsName, Part
 from chainctl.net.layout import layout
 from chainctl.supervisor.plan import Change, Make, Prove, Remove, Step, plan
@@ -81,9 +81,11 @@ def begin(chain: Chain) -> Chain:
 
 
 def _spare_tunnel(chain: Chain, hop: Hop, server: int) -> Tunnel:
-    spare = Slot.B if hop.active is Slot.A else Slot.A
+    """Of the same kind: another one would change the MTU of everything inside it."""
+    spare, old = Slot.B if hop.active is Slot.A else Slot.A, hop.tunnel
+    via = old.protocol if old.engine is Engine.OPENVPN else None
     return make_tunnel(
-        chain.number, hop.number, server=server, slot=spare, engine=hop.tunnel.engine
+        chain.number, hop.number, server=server, slot=spare, engine=old.engine, via=via
     )
 
 

@@ -14,7 +14,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from chainctl.model.chain import Chain, Engine
-from chainctl.model.parts import Client, NftTable, Part, Route, TunFilter, TunnelConfig, WireTuple
+from chainctl.model.parts import (
+    TCP,
+    UDP,
+    Client,
+    NftTable,
+    Part,
+    Route,
+    TunFilter,
+    TunnelConfig,
+    WireTuple,
+)
 from chainctl.net.layout import layout
 from chainctl.supervisor.plan import Change, CloseGate, Make, OpenGate, Prove, Remove, Step, plan
 from tests.unit.supervisor.chains import chains, make_chain
@@ -43,6 +53,11 @@ from tests.unit.supervisor.rotation import (
 from tests.unit.supervisor.world import World
 
 _MANY = settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+KINDS: dict[str, dict[str, Any]] = {
+    "kernel": {"engine": Engine.KERNEL},
+    "wireguard-go": {"engine": Engine.USERSPACE},
+    "openvpn": {"vias": (UDP, TCP, UDP)},
+}
 PLACES = [(hops, hop) for hops in (1, 2, 3) for hop in range(hops)]
 
 
@@ -51,9 +66,9 @@ def _running(chain: Chain) -> RotatingWorld:
 
 
 @pytest.mark.parametrize(("hops", "hop"), PLACES)
-@pytest.mark.parametrize("engine", Engine)
-def test_every_crash_and_single_fault(hops: int, hop: int, engine: Engine) -> None:
-    rotation = Rotation(make_chain(hops, engine=engine), hop)
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_crash_and_single_fault(hops: int, hop: int, kind: str) -> None:
+    rotation = Rotation(make_chain(hops, **KINDS[kind]), hop)
     reach = Reach(*rotation.chains)
     ends = [(chain, Reach(chain, *rotation.chains)) for chain in rotation.chains]
     steps = list(acts(rotation))
