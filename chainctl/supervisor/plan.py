@@ -138,14 +138,11 @@ def _repairs(want: Sequence[Part], have: Sequence[Part], shared: Collection[Key]
         for part in sorted(removed, key=_removal_rank)
         if _carries_traffic(part) or not _goes_with(part, ports) & doomed
     ]
-    # With the last address of a link the kernel drops every route by it (fib_disable_ip).
-    bare = {("by", part.ns, part.link) for part in removed if isinstance(part, Address)}
+    dropped = _dropped_routes(have, doomed)
     standing = {
         part.key: part
         for part in have
-        if part.key not in doomed
-        and not _goes_with(part, ports) & doomed
-        and not (isinstance(part, Route) and ("by", part.ns, part.link) in bare)
+        if part.key not in doomed | dropped and not _goes_with(part, ports) & doomed
     }
     for part in want:
         current = standing.get(part.key)
@@ -154,6 +151,23 @@ def _repairs(want: Sequence[Part], have: Sequence[Part], shared: Collection[Key]
         elif current != part:
             steps.append(Change(current, part))
     return steps
+
+
+def _dropped_routes(have: Sequence[Part], doomed: Collection[Key]) -> set[Key]:
+    """What the kernel drops with addresses: with the last one of a link every route by the link
+    (fib_disable_ip), with any the routes that prefer it as source (fib_sync_down_addr).
+    """
+    addresses = [part for part in have if isinstance(part, Address)]
+    kept = {(part.ns, part.link) for part in addresses if part.key not in doomed}
+    removed = [part for part in addresses if part.key in doomed]
+    bare = {(part.ns, part.link) for part in removed} - kept
+    sources = {(part.ns, part.interface.ip) for part in removed}
+    return {
+        part.key
+        for part in have
+        if isinstance(part, Route)
+        and ((part.ns, part.link) in bare or (part.ns, part.source) in sources)
+    }
 
 
 def _ports(have: Iterable[Part]) -> dict[PortName, Key]:
