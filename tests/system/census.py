@@ -16,6 +16,8 @@ from tests.system.remains import pins, run_in
 
 _TRAFFIC = {"flow_map", "reason_map", "verdict_map"}
 """Maps that say what passed."""
+_MAY_END = {"processes", "descriptors", "threads"}
+
 _IP = {
     "links": ("link",),
     "addresses": ("-4", "address"),
@@ -45,11 +47,11 @@ def census(lab: Lab) -> Counter[str]:
 
 
 def differences(before: Counter[str], after: Counter[str]) -> dict[str, int]:
-    """What became more or fewer, and by how many."""
+    """What became more or fewer, and by how many; helpers that ended meanwhile do not count."""
     return {
         what: after[what] - before[what]
         for what in sorted({*before, *after})
-        if after[what] != before[what]
+        if after[what] > before[what] or (after[what] < before[what] and what not in _MAY_END)
     }
 
 
