@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from pathlib import Path
 
 
@@ -25,3 +26,38 @@ def connect(path: Path, *, timeout: float) -> socket.socket:
     finally:
         os.close(folder)
     return stream
+
+
+class Answers:
+    """What the other end of `stream` says. All of it together is bounded, in seconds and bytes:
+    who says a byte now and then, or never stops, keeps nobody waiting.
+    """
+
+    def __init__(self, stream: socket.socket, *, seconds: float, most: int) -> None:
+        self._stream = stream
+        self._deadline = time.monotonic() + seconds
+        self._left = most
+
+    def send(self, text: bytes) -> None:
+        """Raises OSError, TimeoutError when the time is over."""
+        self._wait()
+        self._stream.sendall(text)
+
+    def more(self) -> bytes:
+        """At least one byte. Raises OSError: ConnectionResetError at the end, TimeoutError when
+        the time is over, and another one when there was too much.
+        """
+        self._wait()
+        more = self._stream.recv(65536)
+        if not more:
+            raise ConnectionResetError("it hung up")
+        self._left -= len(more)
+        if self._left < 0:
+            raise OSError("it does not stop talking")
+        return more
+
+    def _wait(self) -> None:
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("timed out")
+        self._stream.settimeout(left)

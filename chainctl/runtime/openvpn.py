@@ -15,14 +15,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from chainctl.errors import LookAgain
-from chainctl.host.unix import connect
+from chainctl.host.unix import Answers, connect
 from chainctl.model.chain import Engine
 from chainctl.model.fault import Said
 from chainctl.model.openvpn import Credentials, quoted
 from chainctl.runtime.openvpn_words import Account, State, parse_state, parse_traffic, read_log
 
 _PATIENCE = 3.0
-"""Seconds for an answer; measured 0.2 ms."""
+"""Seconds for all questions together; one is answered in 0.2 ms, measured."""
+_MOST_BYTES, _MOST_LINES = 1 << 20, 5000
+"""Of all answers together. The log, which is asked for twice at most, has 250 lines."""
 _GOODBYE = 0.03
 """Seconds for the packet that says goodbye to get out; measured 1 ms."""
 
@@ -111,6 +113,9 @@ class OpenVpn:
                 yield _Talk(stream)
         except OSError as error:
             raise LookAgain("C553", f"openvpn does not answer: {error}") from None
+        except ValueError:
+            # The error's text would repeat what a client said that cannot be trusted any more.
+            raise LookAgain("C553", "openvpn answers what makes no sense") from None
 
 
 class _Talk:
@@ -118,13 +123,15 @@ class _Talk:
 
     def __init__(self, stream: socket.socket) -> None:
         self._stream = stream
+        self._answers = Answers(stream, seconds=_PATIENCE, most=_MOST_BYTES)
+        self._lines_left = _MOST_LINES
         self._rest = b""
         self.waits = False
         self.asks = False
 
     def ask(self, command: str, *, lines: bool = False) -> list[str]:
         """The answer: one line that says whether it worked, or with `lines` all before END."""
-        self._stream.sendall(f"{command}\n".encode())
+        self._answers.send(f"{command}\n".encode())
         if command == "hold release":
             self.waits = False
         answer: list[str] = []
@@ -156,10 +163,10 @@ class _Talk:
             self.asks |= line.startswith(">PASSWORD:Need 'Auth'")
 
     def _next(self) -> str:
+        self._lines_left -= 1
+        if self._lines_left < 0:
+            raise OSError("it does not stop talking")
         while b"\n" not in self._rest:
-            more = self._stream.recv(65536)
-            if not more:
-                raise ConnectionResetError("it hung up")
-            self._rest += more
+            self._rest += self._answers.more()
         line, _, self._rest = self._rest.partition(b"\n")
         return line.rstrip(b"\r").decode(errors="replace")

@@ -15,6 +15,9 @@ from chainctl.model.fault import Fault, Said
 from chainctl.model.pushed import PushReply, parse_push
 
 _PUSH = "PUSH: Received control message: '"
+_NUMBER = re.compile(r"[0-9]{1,20}")
+"""64 bits. More digits are nothing openvpn says, and none that float() or int() like."""
+_TRAFFIC = re.compile(r"SUCCESS: nclients=[0-9]+,bytesin=([0-9]{1,20}),bytesout=([0-9]{1,20})")
 _NEW_ATTEMPT = re.compile(r"SIG\w+\[(soft|hard)")
 
 
@@ -46,7 +49,7 @@ class Account:
 def parse_state(line: str) -> State:
     """`time,name,detail,local IP,…`; anything else is a state without a name."""
     time, *fields = line.split(",")
-    if not time.isdigit() or len(fields) < 3:
+    if not _NUMBER.fullmatch(time) or len(fields) < 3:
         return State()
     name, why, local = fields[:3]
     try:
@@ -58,7 +61,7 @@ def parse_state(line: str) -> State:
 
 def parse_traffic(line: str) -> tuple[int, int]:
     """(received, sent) bytes of the answer to `load-stats`; zeros for anything else."""
-    found = re.fullmatch(r"SUCCESS: nclients=\d+,bytesin=(\d+),bytesout=(\d+)", line.strip())
+    found = _TRAFFIC.fullmatch(line.strip())
     return (int(found[1]), int(found[2])) if found else (0, 0)
 
 
@@ -83,7 +86,8 @@ def read_log(lines: Iterable[str]) -> Account:
             heard = True
         said = _explain(text, heard=heard)
         if said is not None and not (explained and _is_vague(said)):
-            account = replace(account, said=said, said_at=float(time) if time.isdigit() else 0.0)
+            said_at = float(time) if _NUMBER.fullmatch(time) else 0.0
+            account = replace(account, said=said, said_at=said_at)
             explained = True
     return account
 

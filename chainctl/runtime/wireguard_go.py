@@ -10,13 +10,17 @@ from dataclasses import replace
 from pathlib import Path
 
 from chainctl.errors import ChangeServer, LookAgain
-from chainctl.host.unix import connect
+from chainctl.host.unix import Answers, connect
 from chainctl.model.chain import Engine
 from chainctl.model.wireguard import WireGuardConfig, key_bytes
 from chainctl.runtime.wireguard import EVERYTHING, NO_KEY, Reading, WireGuardStatus
 
 _PATIENCE = 3.0
-"""Seconds for an answer; measured 0.3 ms."""
+"""Seconds for the whole answer; measured 0.3 ms."""
+_MOST_BYTES = 1 << 20
+"""Of an answer: 2000 peers, and ours have one."""
+_MOST_DIGITS = 20
+"""64 bits."""
 
 
 class WireGuardGo:
@@ -35,7 +39,10 @@ class WireGuardGo:
 
     def read(self) -> WireGuardStatus:
         pairs, pid = self._ask(["get=1"])
-        reading = parse_get(pairs)
+        try:
+            reading = parse_get(pairs)
+        except ValueError:
+            raise _no_sense() from None
         if not reading.listen_port:
             # It forgets its port where there is no IPv6: conn/bind_std.go takes the one of the
             # second socket, which there is not.
@@ -48,6 +55,8 @@ class WireGuardGo:
             answer, pid = _exchange(self._control_socket, "\n".join(lines) + "\n\n")
         except OSError as error:
             raise LookAgain("C550", f"wireguard-go does not answer: {error}") from None
+        except ValueError:
+            raise _no_sense() from None
         pairs = [(key, value) for key, _, value in (x.partition("=") for x in answer.split())]
         errno = dict(pairs).get("errno", "missing")
         if errno != "0":
@@ -78,7 +87,10 @@ def render_set(config: WireGuardConfig, known: Iterable[str] = ()) -> list[str]:
 
 
 def parse_get(pairs: Iterable[tuple[str, str]]) -> Reading:
-    """The answer to a `get`. Of a device with several peers only its own part is told."""
+    """The answer to a `get`. Of a device with several peers only its own part is told.
+
+    Raises ValueError for what is no number and no key.
+    """
     device: dict[str, str] = {}
     peers: list[dict[str, str]] = []
     allowed: list[str] = []
@@ -92,17 +104,17 @@ def parse_get(pairs: Iterable[tuple[str, str]]) -> Reading:
     host, _, port = peer.get("endpoint", "").rpartition(":")
     return Reading(
         private_key=_base64(device.get("private_key", "")),
-        listen_port=int(device.get("listen_port", 0)),
+        listen_port=_number(device.get("listen_port", "")),
         public_key=_base64(peer.get("public_key", "")),
         preshared=_base64(peer.get("preshared_key", "")),
         host=host,
-        port=int(port or 0),
-        keepalive=int(peer.get("persistent_keepalive_interval", 0)),
+        port=_number(port),
+        keepalive=_number(peer.get("persistent_keepalive_interval", "")),
         allowed=allowed,
-        handshake_seconds=int(peer.get("last_handshake_time_sec", 0)),
-        handshake_nanoseconds=int(peer.get("last_handshake_time_nsec", 0)),
-        received=int(peer.get("rx_bytes", 0)),
-        sent=int(peer.get("tx_bytes", 0)),
+        handshake_seconds=_number(peer.get("last_handshake_time_sec", "")),
+        handshake_nanoseconds=_number(peer.get("last_handshake_time_nsec", "")),
+        received=_number(peer.get("rx_bytes", "")),
+        sent=_number(peer.get("tx_bytes", "")),
     )
 
 
@@ -123,18 +135,21 @@ def _bound_port(pid: int) -> int:
 
 def _exchange(path: Path, text: str) -> tuple[str, int]:
     with connect(path, timeout=_PATIENCE) as connection:
-        connection.sendall(text.encode())
-        return _read_answer(connection), _peer(connection)
+        answers = Answers(connection, seconds=_PATIENCE, most=_MOST_BYTES)
+        answers.send(text.encode())
+        return _read_answer(answers), _peer(connection)
 
 
-def _read_answer(connection: socket.socket) -> str:
+def _read_answer(answers: Answers) -> str:
     answer = b""
     while not answer.endswith(b"\n\n"):
-        more = connection.recv(65536)
-        if not more:
-            raise ConnectionResetError("it hung up")
-        answer += more
+        answer += answers.more()
     return answer.decode()
+
+
+def _no_sense() -> LookAgain:
+    """Without the error's own text, which may hold a key."""
+    return LookAgain("C550", "wireguard-go answers what makes no sense")
 
 
 def _peer(connection: socket.socket) -> int:
@@ -142,6 +157,15 @@ def _peer(connection: socket.socket) -> int:
     credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
     pid, _, _ = struct.unpack("3i", credentials)
     return int(pid)
+
+
+def _number(text: str) -> int:
+    """0 where there is none. Not whatever int() takes: it has other digits and a limit."""
+    if not text:
+        return 0
+    if not (text.isascii() and text.isdigit() and len(text) <= _MOST_DIGITS):
+        raise ValueError("not a number")
+    return int(text)
 
 
 def _hex(key: str) -> str:

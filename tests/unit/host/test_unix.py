@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
+from collections import deque
 from pathlib import Path
 
 import pytest
 
-from chainctl.host.unix import connect
+from chainctl.host.unix import Answers, connect
 
 
 def listening(path: Path) -> socket.socket:
@@ -46,3 +48,35 @@ def test_nothing_is_held_after_a_refusal(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         connect(tmp_path / "none", timeout=5)
     assert sum(1 for _ in Path("/proc/self/fd").iterdir()) == held
+
+
+def test_who_says_a_byte_now_and_then_is_not_listened_to_for_ever() -> None:
+    here, there = socket.socketpair()
+    over = threading.Event()
+
+    def drip() -> None:
+        while not over.wait(0.01):
+            there.sendall(b"x")
+
+    thread = threading.Thread(target=drip)
+    thread.start()
+    answers = Answers(here, seconds=0.2, most=1 << 20)
+    try:
+        with pytest.raises(TimeoutError):
+            deque(iter(answers.more, b""), maxlen=0)
+    finally:
+        over.set()
+        thread.join()
+        here.close()
+        there.close()
+
+
+def test_only_so_much_is_listened_to() -> None:
+    here, there = socket.socketpair()
+    with here, there:
+        answers = Answers(here, seconds=10, most=4)
+        there.sendall(b"1234")
+        assert answers.more() == b"1234"
+        there.sendall(b"5")
+        with pytest.raises(OSError, match="does not stop"):
+            answers.more()

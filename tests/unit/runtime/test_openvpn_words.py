@@ -37,6 +37,13 @@ def test_no_state_is_none(text: str) -> None:
     assert parse_state(f"x{text}") == State()
 
 
+@pytest.mark.parametrize("number", ["²", "٣", "9" * 5000, "", "-1"])
+def test_what_is_no_number_stops_nobody(number: str) -> None:
+    assert parse_state(f"{number},CONNECTED,SUCCESS,10.8.0.2,,,,") == State()
+    assert parse_traffic(f"SUCCESS: nclients=0,bytesin={number},bytesout=1") == (0, 0)
+    assert read_log([f"{number},I,AUTH: Received control message: AUTH_FAILED"]).said_at == 0
+
+
 def test_traffic() -> None:
     assert parse_traffic("SUCCESS: nclients=0,bytesin=3244,bytesout=3205") == (3244, 3205)
     assert parse_traffic("ERROR: unknown command") == (0, 0)

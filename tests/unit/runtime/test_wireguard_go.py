@@ -6,6 +6,7 @@ import base64
 import socket
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from ipaddress import IPv4Address
 from pathlib import Path
 
@@ -146,7 +147,8 @@ def answering(path: Path, answer: bytes) -> threading.Thread:
     def serve() -> None:
         with door, door.accept()[0] as connection:
             connection.recv(4096)
-            connection.sendall(answer)
+            with suppress(BrokenPipeError, ConnectionResetError):
+                connection.sendall(answer)
 
     thread = threading.Thread(target=serve)
     thread.start()
@@ -169,6 +171,27 @@ def test_a_device_that_hangs_up_may_answer_later(tmp_path: Path, answer: bytes) 
         WireGuardGo(tmp_path / "tun.sock").read()
     thread.join()
     assert caught.value.code == "C550"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"private_key=5ec2e7g\nerrno=0\n\n",
+        b"public_key=\nrx_bytes=" + b"9" * 5000 + b"\nerrno=0\n\n",
+        "listen_port=²\nerrno=0\n\n".encode(),
+        b"public_key=\nlast_handshake_time_sec=" + b"9" * 400 + b"\nerrno=0\n\n",
+        b"\xff\nerrno=0\n\n",
+        b"rx_bytes=1\n" * 200_000,
+    ],
+    ids=["a key", "digits", "a superscript", "a time", "bytes", "no end"],
+)
+def test_a_device_that_makes_no_sense_may_do_so_later(tmp_path: Path, answer: bytes) -> None:
+    thread = answering(tmp_path / "tun.sock", answer)
+    with pytest.raises(LookAgain) as caught:
+        WireGuardGo(tmp_path / "tun.sock").read()
+    thread.join()
+    assert caught.value.code == "C550"
+    assert "5ec2e7" not in str(caught.value)
 
 
 def test_no_device_is_the_same(tmp_path: Path) -> None:
