@@ -151,11 +151,11 @@ def answer(running: Supervisor, request: Facts, send: Send) -> Any:
             name = running.up(Path(file), progress)
             return running.status(name)
         case {"do": "down", "chains": list(names)}:
-            names = names or running.names()
-            for name in names:
+            found = running.found(names)
+            for name in found:
                 running.down(name, progress)
             running.clear()
-            return {"down": names, "ending": False}
+            return {"down": found, "ending": False}
         case {"do": "close", "chain": str(name)}:
             running.close_gate(name)
             return running.status(name)

@@ -59,7 +59,7 @@ def down(chain: str | None, as_json: bool) -> None:
     """Take CHAIN down (all chains when none is named) and leave the machine as it was."""
     needs_root()
     settings = Settings.load()
-    wish = {"do": "down", "chains": [chain] if chain else []}
+    wish = {"do": "down", "chains": [] if chain is None else [chain]}
     if client.is_running(settings):
         with client.watched(settings) as wait_for_end:
             answer = request(settings, wish, as_json)

@@ -393,8 +393,8 @@ class DockerClients:
         return self._folder / "anchors" / ns
 
     def _names(self, kind: str, prefix: str) -> list[str]:
-        found = (self._folder / kind).glob(f"{prefix}*")
-        return sorted(place.name for place in found if place.is_dir())
+        found = sorted(place.name for place in (self._folder / kind).glob("*") if place.is_dir())
+        return [name for name in found if name.startswith(prefix)]
 
     @contextlib.contextmanager
     def _only_one(self, place: Path) -> Iterator[None]:

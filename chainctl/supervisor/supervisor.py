@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,18 @@ class Supervisor:
         """Chains that are wanted or were not taken down to the end, and debris of others."""
         known = [chain.name for chain in self._journal.chains()]
         return sorted({*known, *self._machine.chains_found()})
+
+    def found(self, asked: Sequence[str]) -> list[str]:
+        """The chains to take down: those asked for, or all when none is.
+
+        Raises RefusedByPolicy C501, before anything is touched, when something else is asked for:
+        a file, a pattern or a mistyped name.
+        """
+        there = self.names()
+        for name in asked:
+            if name not in there:
+                raise RefusedByPolicy("C501", f"there is no chain {name!r}", hint="chainctl status")
+        return list(asked) or there
 
     def status(self, name: str = "") -> list[dict[str, Any]]:
         """The facts `chainctl status` prints, one entry a chain."""

@@ -100,6 +100,24 @@ def test_a_supervisor_without_chains(running: Running) -> None:
 
 
 @root
+@pytest.mark.parametrize("name", ["", "home", "*", "chain.yaml", "/etc/chain.yaml"])
+def test_what_is_no_chain_is_not_taken_down(running: Running, name: str) -> None:
+    """Nor are all chains, nor is it remembered."""
+    done = subprocess.run(
+        [sys.executable, "-m", "chainctl", "down", "--json", name],
+        env=_environ(running.settings),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (1, "")
+    error = json.loads(done.stdout)["error"]
+    assert (error["code"], error["message"]) == ("C501", f"there is no chain {name!r}")
+    assert running.ask(do="names") == []
+
+
+@root
 def test_nobody_but_root_gets_to_the_socket(running: Running) -> None:
     path = running.settings.socket_path
     assert path.stat().st_mode & 0o777 == 0o600
