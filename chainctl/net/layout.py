@@ -98,10 +98,10 @@ def _guarded_namespaces(chain: Chain) -> Iterator[Part]:
     if chain.uplink.place:
         yield Namespace(chain.uplink_namespace, forwarding=True)
         yield NftTable(chain.uplink_namespace, guard.TABLE, guard.render_uplink(chain))
-        return
-    yield NftTable(HOST, f"{guard.TABLE}-{chain.name}", guard.render_host(chain))
-    if chain.uplink.docker_user:
-        yield DockerRule(chain.host_link)
+    else:
+        yield NftTable(HOST, f"{guard.TABLE}-{chain.name}", guard.render_host(chain))
+        if chain.uplink.docker_user:
+            yield DockerRule(chain.host_link)
     own = chain.own_network
     if own is not None:
         rules = guard.render_own_network(own.interface)

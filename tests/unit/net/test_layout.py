@@ -24,6 +24,7 @@ from chainctl.model.parts import (
     UDP,
     Address,
     Client,
+    ClientBridge,
     FarEnd,
     ForeignLink,
     Forwarding,
@@ -44,6 +45,7 @@ from chainctl.model.parts import (
     Up,
     WireTuple,
 )
+from chainctl.net import guard
 from chainctl.net.layout import layout
 from tests.conftest import Golden
 from tests.unit.supervisor.chains import chains, make_chain
@@ -62,8 +64,12 @@ several = st.lists(st.integers(0, MAX_CHAINS - 1), min_size=2, max_size=4, uniqu
         ("layout_1", make_chain(1, docker_user=True)),
         ("layout_3", make_chain(3)),
         ("layout_own_uplink", make_chain(2, guests=True, wan_mode=LanMode.MACVLAN)),
+        (
+            "layout_docker_own_uplink",
+            make_chain(1, lan_mode=LanMode.DOCKER, wan_mode=LanMode.BRIDGE),
+        ),
     ],
-    ids=["1", "3", "own uplink"],
+    ids=["1", "3", "own uplink", "docker and own uplink"],
 )
 def test_golden(name: str, chain: Chain, golden: Golden) -> None:
     lines = "".join(f"{_line(part)}\n" for part in layout(chain))
@@ -83,6 +89,20 @@ def test_each_part_has_a_key_of_its_own(chain: Chain) -> None:
     parts = layout(chain)
     assert len({part.key for part in parts}) == len(parts)
     assert not any(isinstance(part, ForeignLink) for part in parts)
+
+
+@given(chain=chains(told=None))
+def test_a_network_of_our_own_is_guarded_whatever_the_uplink(chain: Chain) -> None:
+    parts = layout(chain)
+    keys = [part.key for part in parts]
+    own = chain.own_network
+    bridges = [part.link for part in parts if isinstance(part, ClientBridge)]
+    assert bridges == ([own.interface] if own else [])
+    table = NftTable(HOST, guard.own_network_table(chain.name), "").key
+    assert (table in keys) == (own is not None)
+    if own:
+        leg = ("link", chain.gateway, own.link)
+        assert keys.index(table) < keys.index(("bridge", own.interface)) < keys.index(leg)
 
 
 @given(chain=chains(told=None))
