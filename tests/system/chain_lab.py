@@ -63,7 +63,9 @@ class ChainLab:
         """Replace its server by whichever comes next; one that is too slow to answer on a busy
         machine is passed over.
         """
-        for others in reversed(range(self.hop(hop)["candidates"])):
+        candidates = self.hop(hop)["candidates"]
+        assert candidates, f"{hop} has nobody to go to"
+        for others in reversed(range(candidates)):
             try:
                 self.ask({"do": "rotate", "chain": self.lab.name, "hop": hop, "to": ""})
             except client.Reported as refused:

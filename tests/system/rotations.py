@@ -31,15 +31,20 @@ class Course:
 
 def rotate_many(letter: str, count: int) -> Course:
     """`count` rotations of a chain of its own."""
-    with chain_lab(letter, spares=3, more=MANY_CHANGES.replace("{", "{drain: 1s, ")) as chain:
+    with chain_lab(letter, spares=9, more=MANY_CHANGES.replace("{", "{drain: 1s, ")) as chain:
         # The first ones load what is loaded once.
         _rotate(chain, HOPS)
-        before = census(chain.lab)
+        before, known, replaced = census(chain.lab), chain.newest_event(), 0
         memory = []
         for hop in itertools.islice(itertools.cycle(HOPS), count):
             _rotate(chain, [hop], settled=False)
             memory.append(memory_of(chain.lab))
+            # Each leaves a good deal of events, of which one can ask for the newest only.
+            replaced += chain.replaced_since(known) == [hop]
+            known = chain.newest_event()
         _settle(chain)
+        if replaced != count:
+            raise RuntimeError(f"{replaced} of {count} rotations were carried out")
         return Course(differences(before, census(chain.lab)), tuple(memory))
 
 
