@@ -162,13 +162,13 @@ def _forwarded_before(
     spec: ChainSpec, network: NetworkFacts, machine: Machine, journal: Journal
 ) -> bool:
     """As it was when the chain came up for the first time: afterwards it forwards for us."""
-    remembered = journal.recall(spec.name, "forwarded_before")
-    if remembered is not None:
-        return bool(remembered)
-    if machine.uplink_made_to_forward(spec.name):
-        return False  # The journal was lost while the chain was up.
     route = network.default_route
     name = spec.wan.interface or (route.link if route else "") or ""
+    remembered = journal.recall(spec.name, "forwarded_before")
+    if remembered is not None and journal.recall(spec.name, "uplink", name) == name:
+        return bool(remembered)
+    if machine.uplink_made_to_forward(spec.name) == name != "":
+        return False  # The journal was lost while the chain was up.
     link = network.link(name)
     return bool(link and link.forwarding) and not _forwards_for_us(name, journal)
 

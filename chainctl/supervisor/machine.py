@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import socket
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
@@ -244,11 +244,12 @@ class Machine:
         name: str,
         number: int,
         chain: Chain | None,
-        uplink: str = "",
+        forwarding: Sequence[str] = (),
         *,
         oldest: float = math.inf,
     ) -> list[Part]:
-        """Every part of the chain that exists. `uplink`: a host's link that forwards for us.
+        """Every part of the chain that exists. `forwarding`: links of the host that
+        forward for us.
 
         `oldest`: seconds after which what nobody was heard to change is read again all the same.
         """
@@ -257,7 +258,7 @@ class Machine:
             found = self._links.observe(
                 [PANEL, *mine],
                 port_prefix=f"c{number}-",
-                forwarding=[uplink] if uplink else [],
+                forwarding=forwarding,
                 oldest=oldest,
             )
             found = [self._held(part) if isinstance(part, Namespace) else part for part in found]

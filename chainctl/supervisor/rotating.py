@@ -235,6 +235,8 @@ class Rotating(Connecting):
             if hop.number == len(chain.hops):
                 self._cut_off(switched, hop)
                 self._retire(switched, hop)
+            else:
+                self._watch(self._chain)
             return True
         return False
 
@@ -274,13 +276,16 @@ class Rotating(Connecting):
         text = f"{why}; next try in {seconds:.0f} s"
         self._say("rotation_held", text, hop=hop.name, code="C424")
 
-    def _rotate_what_is_due(self, chain: Chain) -> bool:
-        """At most one thing at a time, and only while every hop answers."""
-        spec = self._known.spec
+    def _retire_what_is_over(self, chain: Chain) -> bool:
+        """One at a time, also while the gate is shut: the server is not to be reached any more."""
         over = [hop for hop in chain.hops if self._is_over(hop)]
         if over:
             self._retire(chain, over[0])
-            return True
+        return bool(over)
+
+    def _rotate_what_is_due(self, chain: Chain) -> bool:
+        """At most one thing at a time, and only while every hop answers."""
+        spec = self._known.spec
         lost = self._lost_standby(chain)
         if lost is not None and lost.candidate is not None:
             silent = lost.candidate

@@ -50,6 +50,8 @@ from chainctl.supervisor.ticks import Ticks
 from chainctl.supervisor.verdict import FRESH, outermost_dead
 from chainctl.supervisor.words import describe_part, describe_plan, hop_of
 
+_MOST_ADDRESSES = 3
+"""Times a hop may say another address before nobody listens any more."""
 GATE_TIMEOUT = 4.0
 """Seconds after the last proof at which the kernel shuts the gate by itself."""
 THOROUGH = 30.0
@@ -62,6 +64,8 @@ is too old, and a new one gets lost: WireGuard tries again after 5 s (REKEY_TIME
 @dataclass
 class _Request:
     act: Callable[[], None]
+    asked: bool = False
+    """By somebody who hears what came of it."""
     done: threading.Event = field(default_factory=threading.Event)
     error: BaseException | None = None
 
@@ -156,6 +160,8 @@ class Worker(Rotating):
         self._swept_every = 0.0
         self._held_open_at = 0.0
         self._unproved = ""
+        self._shut_by_hand = False
+        self._failed: ChainctlError | None = None
         self._thread = threading.Thread(target=self._run, name=f"chain {name}", daemon=True)
         self._thread.start()
 
@@ -179,8 +185,14 @@ class Worker(Rotating):
     def close(self) -> None:
         """Shut the gate before anything else, whatever the worker is doing.
 
-        Nor does anybody wait long for it: who opens a gate reads the journal after that.
+        Nor does anybody wait long for it: who opens a gate reads the journal after that. The
+        kernel comes first and this thread's own memory second, since the journal's disk may be
+        full. Raises MendHost C512 when it was shut but not written down.
         """
+        self._shut_by_hand = True
+        known = self.state.chain
+        if known is not None:
+            self._machine.close_gate(self.name, known.number)
         wanted = self._journal.want(self.name, closed=True)
         self._machine.close_gate(self.name, wanted.number)
         self._submit(self._closed_by_hand, patience=1.0)
@@ -255,7 +267,7 @@ class Worker(Rotating):
         self.disturb()
 
     def _submit(self, act: Callable[[], None], *, patience: float | None = None) -> None:
-        request = _Request(act)
+        request = _Request(act, asked=True)
         self._queue.put(request)
         request.done.wait(patience)
         if request.error is not None:
@@ -274,7 +286,8 @@ class Worker(Rotating):
                 request.act()
             except ChainctlError as error:
                 request.error = error
-                self._remember_problem(error)
+                if not request.asked or self._is_about_the_chain(error):
+                    self._remember_problem(error)
             except Exception as error:
                 # A fault of ours must not end the thread that keeps the gate: shut and say so.
                 request.error = error
@@ -345,6 +358,7 @@ class Worker(Rotating):
         self._rotations.will_try(chain.hops[0], chain.hops[0].tunnel.endpoint)
         names = {name: str(address) for name, address in gathered.facts.names.items()}
         self._journal.remember(self.name, "names", names)
+        self._leave_uplink(chain)
         if chain.uplink.place is None:
             self._journal.remember(self.name, "forwarded_before", chain.uplink.forwarded_before)
         self._journal.remember(self.name, "uplink", chain.uplink.interface)
@@ -353,6 +367,14 @@ class Worker(Rotating):
         if chain.uplink.place is not None:
             # What a chain with NAT had made to forward was taken back: it is the host's again.
             self._journal.remember(self.name, "forwarded_before", None)
+        self._journal.remember(self.name, "uplink_left", "")
+
+    def _leave_uplink(self, chain: Chain) -> None:
+        """Keep in mind that the uplink of before forwards only for us, until that is undone."""
+        before = self._journal.recall(self.name, "uplink", chain.uplink.interface)
+        ours = self._journal.recall(self.name, "forwarded_before") is False
+        if before != chain.uplink.interface and ours:
+            self._journal.remember(self.name, "uplink_left", before)
 
     def _converge(
         self, chain: Chain, wanted: Wanted, progress: Progress, *, asked: bool = False
@@ -361,7 +383,7 @@ class Worker(Rotating):
 
         `asked`: somebody wants the change, so what differs is no repair.
         """
-        progress = _once(progress)
+        progress, told = _once(progress), 0
         while True:
             self._machine.configure(chain)
             self._update(chain=chain)
@@ -370,8 +392,17 @@ class Worker(Rotating):
             except _PathMtuIsSmaller as smaller:
                 chain, asked = with_path_mtu(chain, smaller.path_mtu), True
             except AddressIsNew:
+                told += 1
+                if told > _MOST_ADDRESSES * len(chain.hops):
+                    self._failed = ChangeServer(
+                        "C419", "a server gives another address each time it is asked"
+                    )
+                    raise self._failed from None
                 found = resolve(self._known.spec, self._known.facts)
                 chain, asked = with_path_mtu(found, chain.path_mtu), True
+            except ChainctlError as error:
+                self._failed = error
+                raise
             else:
                 return
 
@@ -568,9 +599,11 @@ class Worker(Rotating):
 
     def _let_pass(self, chain: Chain, proved: float) -> None:
         """Until the proof is too old, or somebody shuts the gate."""
+        if self._shut_by_hand:
+            return
         self._machine.open_gate(chain, int((proved + GATE_TIMEOUT) * 1e9))
         wanted = self._journal.chain(self.name)
-        if wanted is None or wanted.closed:
+        if wanted is None or wanted.closed or self._shut_by_hand:
             # `close` acts by itself while this process is stopped, perhaps on the line above.
             self._machine.close_gate(chain.name, chain.number)
         self._update(proved_at=proved)
@@ -611,6 +644,8 @@ class Worker(Rotating):
             if changed is not None:
                 self._take_new_addresses(chain, changed, wanted)
                 return
+            if self._retire_what_is_over(chain):
+                chain = self._chain
             dead = outermost_dead(
                 [self._sniffer.reading(self._key(h)) for h in chain.hops],
                 now,
@@ -635,7 +670,7 @@ class Worker(Rotating):
         self._converge(self._chain, wanted, _silent)
 
     def _keep_gate(self, chain: Chain, wanted: Wanted, now: float) -> None:
-        if wanted.closed:
+        if wanted.closed or self._shut_by_hand:
             if self._gate_is_open(chain):
                 self._machine.close_gate(chain.name, chain.number)
             return
@@ -670,6 +705,11 @@ class Worker(Rotating):
                 if tunnel.engine is Engine.OPENVPN:
                     self._connect(chain, hop, tunnel, patience=FRESH)
         except ChangeServer as error:
+            if tunnel is not hop.tunnel:
+                # It stands by or drains: what carries traffic has no part in this.
+                self._say("standby_lost", error.message, hop=hop.name, code=error.code)
+                self._retire(chain, hop)
+                return
             self._machine.close_gate(chain.name, chain.number)
             self._say("hop_dead", error.message, hop=hop.name, code=error.code)
             if not self._held():
@@ -710,15 +750,19 @@ class Worker(Rotating):
         self._update(repairs=(*self.state.repairs[-19:], (clock.boot_seconds(), what)))
 
     def _observe(self, number: int, chain: Chain | None, *, oldest: float = math.inf) -> list[Part]:
-        uplink = self._made_to_forward()
-        return self._machine.observe(self.name, number, chain, uplink, oldest=oldest)
+        return self._machine.observe(
+            self.name, number, chain, self._made_to_forward(), oldest=oldest
+        )
 
-    def _made_to_forward(self) -> str:
-        """The uplink, if it forwards only since this chain came."""
+    def _made_to_forward(self) -> tuple[str, ...]:
+        """The uplink, if it forwards only since this chain came, and one it had before."""
         before = self._journal.recall(self.name, "forwarded_before")
         if before is None:
-            return self._machine.uplink_made_to_forward(self.name)
-        return "" if before else str(self._journal.recall(self.name, "uplink", ""))
+            now = self._machine.uplink_made_to_forward(self.name)
+        else:
+            now = "" if before else str(self._journal.recall(self.name, "uplink", ""))
+        left = str(self._journal.recall(self.name, "uplink_left", ""))
+        return tuple(sorted({now, left} - {""}))
 
     def rotate(self, hop: str, to: str, progress: Progress) -> None:
         """Replace the server of `hop` by `to`, or by whichever comes next, now."""
@@ -726,6 +770,9 @@ class Worker(Rotating):
 
     def _down(self, progress: Progress) -> None:
         begun = time.monotonic()
+        if (known := self.state.chain) is not None:
+            # Before the journal, whose disk may be full.
+            self._machine.close_gate(self.name, known.number)
         wanted = self._journal.want(self.name, up=False)
         number = wanted.number
         self._executor.carry_out("shut", lambda: self._machine.close_gate(self.name, number))
@@ -752,14 +799,13 @@ class Worker(Rotating):
 
     def _shared_with(self, others: Sequence[Wanted]) -> tuple[Key, ...]:
         """What other chains of this machine need too, and this one must not take along."""
-        uplink = self._made_to_forward()
-        needed = any(
-            self._journal.recall(other.name, "uplink") == uplink
-            and self._journal.recall(other.name, "forwarded_before") is False
+        needed = {
+            self._journal.recall(other.name, "uplink")
             for other in others
-        )
-        forwarding = (Forwarding(uplink).key,) if uplink and needed else ()
-        return (*self._machine.shared_parts(), *forwarding)
+            if self._journal.recall(other.name, "forwarded_before") is False
+        }
+        uplinks = [uplink for uplink in self._made_to_forward() if uplink in needed]
+        return (*self._machine.shared_parts(), *(Forwarding(uplink).key for uplink in uplinks))
 
     def _closed_by_hand(self) -> None:
         # Once more: this thread may have refreshed the gate after `close` shut it.
@@ -773,6 +819,7 @@ class Worker(Rotating):
         if wanted is None or not wanted.up or self.state.chain is None:
             raise RefusedByPolicy("C501", f"the chain {self.name} is not up", hint="chainctl up")
         wanted = self._journal.want(self.name, closed=False)
+        self._shut_by_hand = False
         self._converge(self.state.chain, wanted, progress, asked=True)
 
     def _proved_at(self, chain: Chain) -> float:
@@ -793,6 +840,13 @@ class Worker(Rotating):
     def _gate_is_open(self, chain: Chain) -> bool:
         return self._machine.gate_until(chain.number) > clock.boot_ns()
 
+    def _is_about_the_chain(self, error: ChainctlError) -> bool:
+        """A request that cannot be met leaves a running chain as it was, a plan that failed does
+        not.
+        """
+        failed = isinstance(error, StepFailed) or error is self._failed
+        return failed or self.state.chain is None
+
     def _remember_problem(self, error: ChainctlError) -> None:
         """Try again later, more and more rarely, at most every 30 s."""
         self._failures += 1
@@ -804,9 +858,13 @@ class Worker(Rotating):
 
     def _unexpected(self, error: Exception) -> None:
         traceback.print_exception(error)
-        wanted = self._journal.chain(self.name)
-        if wanted is not None:
-            self._machine.close_gate(self.name, wanted.number)
+        try:
+            wanted = self._journal.chain(self.name)
+            if wanted is not None:
+                self._machine.close_gate(self.name, wanted.number)
+        except Exception as worse:
+            # Nobody refreshes the gate then, so it shuts by itself.
+            traceback.print_exception(worse)
         self._say("fault", f"{type(error).__name__}: {error}", code="C599")
         self._remember_problem(
             ChainctlError("C599", f"a fault in chainctl: {error!r}", hint="please report it")
