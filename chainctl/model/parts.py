@@ -336,6 +336,8 @@ class ClientBridge:
     """A bridge of the host without any address, for clients that live on this machine."""
 
     link: str
+    settled: bool = True
+    """False: it is there, but down or with settings that somebody changed."""
 
     @property
     def key(self) -> Key:

@@ -11,7 +11,7 @@ from functools import partial
 from chainctl.errors import MendHost
 from chainctl.host import sysctl
 from chainctl.host.netns import Namespaces
-from chainctl.model.parts import HOST
+from chainctl.model.parts import HOST, ClientBridge
 from chainctl.net import rtnl, rtnl_read
 from chainctl.net.netlink import open_netlink
 from chainctl.net.rtnl import IPRoute
@@ -25,15 +25,9 @@ def ensure_bridge(namespaces: Namespaces, name: str) -> None:
         raise MendHost("C310", f"bridge {name}: {error.args[1]}", hint="run as root") from None
 
 
-def has_bridge(namespaces: Namespaces, name: str) -> bool:
-    """It is there, up, and as `ensure_bridge` makes it."""
-    link = namespaces.netlink(HOST, partial(rtnl.read_link, name=name))
-    return (
-        link is not None
-        and link.kind == "bridge"
-        and link.up
-        and namespaces.call(HOST, lambda: _is_settled(name))
-    )
+def read_bridge(namespaces: Namespaces, name: str) -> ClientBridge | None:
+    """As it is; None when there is no bridge of that name."""
+    return namespaces.netlink(HOST, partial(_read, name=name))
 
 
 def remove_bridge(namespaces: Namespaces, name: str) -> bool:
@@ -51,6 +45,13 @@ def _ensure(route: IPRoute, *, name: str) -> None:
         if sysctl.read(setting) not in (None, value):
             sysctl.write(setting, value)
     rtnl.set_link(route, name, up=True)
+
+
+def _read(route: IPRoute, *, name: str) -> ClientBridge | None:
+    link = rtnl.read_link(route, name)
+    if link is None or link.kind != "bridge":
+        return None
+    return ClientBridge(name, settled=link.up and _is_settled(name))
 
 
 def _remove(route: IPRoute, *, name: str) -> bool:

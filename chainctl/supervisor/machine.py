@@ -67,7 +67,7 @@ from chainctl.model.parts import (
 from chainctl.model.secret import Secret
 from chainctl.net import guard
 from chainctl.net.bpffs import unmount_bpffs
-from chainctl.net.bridge import ensure_bridge, has_bridge, remove_bridge
+from chainctl.net.bridge import ensure_bridge, read_bridge, remove_bridge
 from chainctl.net.changes import Changes
 from chainctl.net.filter import (
     IDENTITY_OBJECT,
@@ -283,10 +283,10 @@ class Machine:
             return found
 
     def _own_network(self, name: str) -> Iterator[Part]:
-        bridge = client_bridge(name)
-        if not has_bridge(self.namespaces, bridge):
+        bridge = read_bridge(self.namespaces, client_bridge(name))
+        if bridge is None:
             return
-        yield ClientBridge(bridge)
+        yield bridge
         made = self._docker.network_made(docker_network(name))
         if made is not None:
             yield made
@@ -521,7 +521,8 @@ class Machine:
 
     def _guards_clients(self, part: NftTable) -> bool:
         chain = guard.chain_of_own_network(part.table) if part.ns == HOST else None
-        return chain is not None and has_bridge(self.namespaces, client_bridge(chain))
+        # Also one that somebody meddled with: who is connected there stays connected.
+        return chain is not None and read_bridge(self.namespaces, client_bridge(chain)) is not None
 
     # The gate.
 
