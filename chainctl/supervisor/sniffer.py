@@ -72,6 +72,8 @@ _ANSWERED_WITHIN = 10.0
 """Seconds for which the answer to a question is still taken as one, however many were asked
 since: while an answer is awaited there are 75 of them a second.
 """
+_AT_ONCE = 64
+"""Packets that are taken from one hop before the others have their turn."""
 
 _IP_MTU_DISCOVER, _IP_PMTUDISC_PROBE = 10, 3
 """linux/in.h: set DF and ignore what is known of the path, so that sizes can be tried."""
@@ -521,7 +523,8 @@ class Sniffer:
             watch = self._by_fd.get(fd)
             if watch is None:
                 return
-            while True:
+            # Whoever floods is heard on with the next turn, after all others.
+            for _ in range(_AT_ONCE):
                 try:
                     packet = watch.sock.recv(65536)
                 except OSError:

@@ -7,6 +7,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from ipaddress import IPv4Address
 from pathlib import Path
 
@@ -207,6 +208,32 @@ def test_another_device_of_the_same_name_is_asked_anew(wire: Wire, sniffer: Snif
     other = replace(place, device=(1, 2))
     sniffer.watch("home/guard", other)
     assert sniffer.prove("home/guard", patience=PATIENCE).heard <= 2
+
+
+def test_a_server_that_floods_is_one_among_others(wire: Wire, sniffer: Sniffer) -> None:
+    """Of a queue that may never be empty only so much is taken in one turn."""
+    sniffer.watch("home/guard", wire.place())
+    heard = sniffer.prove("home/guard", patience=PATIENCE).heard
+    assert heard, "there is a way from here on"
+    reply = bytes(8)  # An echo reply to nobody's question: type, code and all else 0.
+    raw = (socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
+
+    def packets() -> int:
+        table = wire.namespaces.call(HOP, lambda: Path("/proc/thread-self/net/dev").read_text())
+        line = next(line for line in table.splitlines() if line.strip().startswith("tunA:"))
+        return int(line.split()[2])
+
+    def arrived(wanted: int) -> bool:
+        return packets() >= wanted
+
+    with sniffer._changed, wire.namespaces.call(SERVER, lambda: socket.socket(*raw)) as flood:
+        (watch,) = sniffer._watches.values()
+        for wanted in range(packets() + 1, packets() + 101):
+            flood.sendto(reply, ("10.64.0.2", 0))
+            _until(partial(arrived, wanted))
+        sniffer._hear(watch.sock.fileno())
+        assert watch.sock.recv(100), "some are left for the next turn"
+    _until(lambda: sniffer.reading("home/guard").heard > heard)
 
 
 def test_nothing_is_known_of_a_place_nobody_watches(sniffer: Sniffer) -> None:
