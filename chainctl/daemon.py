@@ -60,7 +60,9 @@ def supervisor(settings: Settings, *, until_idle: bool = False) -> Iterator[Supe
         try:
             yield running
         finally:
-            idle = running.idle
+            idle = False  # Nobody knows with a journal that cannot be read.
+            with contextlib.suppress(MendHost):
+                idle = running.idle
             running.close()
             # While the lock is held: the next supervisor makes these anew.
             settings.socket_path.unlink(missing_ok=True)

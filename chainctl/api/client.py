@@ -82,9 +82,9 @@ def ask(
     when it says nothing, C509 when it is of a version that this one does not understand.
     """
     try:
-        with _connect(settings, patience) as sock, sock.makefile("rw", encoding="utf-8") as stream:
-            _agree(settings, _converse(stream, {"do": "hello"}, progress))
-            return _converse(stream, request, progress)["done"]
+        with _connect(settings, patience) as sock, sock.makefile(encoding="utf-8") as heard:
+            _agree(settings, _converse(sock, heard, {"do": "hello"}, progress))
+            return _converse(sock, heard, request, progress)["done"]
     except TimeoutError:
         raise NotAnswering(settings) from None
 
@@ -103,11 +103,10 @@ def _agree(settings: Settings, answer: Facts) -> None:
     )
 
 
-def _converse(stream: IO[str], request: Facts, progress: Callable[[Facts], None]) -> Facts:
-    stream.write(json.dumps(request) + "\n")
-    stream.flush()
-    for line in stream:
-        message: Facts = json.loads(line)
+def _converse(
+    sock: socket.socket, heard: IO[str], request: Facts, progress: Callable[[Facts], None]
+) -> Facts:
+    for message in _messages(sock, heard, request):
         if "progress" in message:
             progress(message["progress"])
         elif "busy" in message:
@@ -121,6 +120,14 @@ def _converse(stream: IO[str], request: Facts, progress: Callable[[Facts], None]
         "the supervisor went away before it was done",
         hint="run the command again: it goes on where it stopped",
     )
+
+
+def _messages(sock: socket.socket, heard: IO[str], request: Facts) -> Iterator[Facts]:
+    """What is answered, until the supervisor hangs up, which it may do in the middle of a line."""
+    with contextlib.suppress(ConnectionError, ValueError):
+        sock.sendall(json.dumps(request).encode() + b"\n")
+        for line in heard:
+            yield json.loads(line)
 
 
 @contextlib.contextmanager

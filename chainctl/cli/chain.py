@@ -13,7 +13,7 @@ import click
 
 from chainctl.api import client
 from chainctl.cli.output import print_json, tick
-from chainctl.errors import LookAgain, MendFile, MendHost
+from chainctl.errors import LookAgain, MendFile, MendHost, RefusedByPolicy
 from chainctl.settings import Settings
 
 Facts = dict[str, Any]
@@ -41,9 +41,9 @@ def up(file: Path, foreground: bool, as_json: bool) -> None:
     Run it again after changing the file: only what changed is touched.
     """
     needs_root()
-    _must_exist(file)
+    path = _existing(file)
     settings = Settings.load()
-    wish = {"do": "up", "file": str(file.absolute())}
+    wish = {"do": "up", "file": path}
     if foreground:
         _serve_here(settings, wish, as_json)
         return
@@ -118,9 +118,9 @@ def open_(chain: str | None, as_json: bool) -> None:
 def plan(file: Path, as_json: bool) -> None:
     """Show what `up` would change for FILE, and change nothing."""
     needs_root()
-    _must_exist(file)
+    path = _existing(file)
     settings = Settings.load()
-    wish = {"do": "plan", "file": str(file.absolute())}
+    wish = {"do": "plan", "file": path}
     if client.is_running(settings):
         facts = request(settings, wish, as_json)
     else:
@@ -158,6 +158,14 @@ def only_chain(settings: Settings) -> str:
     if not names:
         raise MendFile("C501", "no chain is up", hint="chainctl up")
     raise MendFile("C507", f"say which chain: {', '.join(names)}")
+
+
+def one_that_is_up(settings: Settings, name: str, as_json: bool) -> Facts:
+    """What `status` says of it. Raises RefusedByPolicy C501."""
+    found: list[Facts] = request(settings, {"do": "status", "chain": name}, as_json)
+    if not found:
+        raise RefusedByPolicy("C501", f"the chain {name} is not up", hint="chainctl up")
+    return found[0]
 
 
 def request(
@@ -241,7 +249,11 @@ def _print_step(step: Facts) -> None:
 
 def _near(text: str) -> str:
     """Paths below this folder as seen from here: the supervisor is somewhere else."""
-    return re.sub(rf"(?<!\S){re.escape(str(Path.cwd()).rstrip('/'))}/", "", text)
+    try:
+        here = str(Path.cwd()).rstrip("/")
+    except OSError:  # It was deleted.
+        return text
+    return re.sub(rf"(?<!\S){re.escape(here)}/", "", text)
 
 
 def _silent(step: Facts) -> None:
@@ -359,10 +371,15 @@ def needs_root() -> None:
         raise MendHost("C306", "this needs root", hint="run it again with sudo")
 
 
-def _must_exist(file: Path) -> None:
-    if not file.exists():
-        raise MendFile(
-            "C101",
-            f"there is no file {file}",
-            hint="chainctl init writes one from a folder of profiles",
-        )
+def _existing(file: Path) -> str:
+    """From the root, as the supervisor looks for it. Raises MendFile C101."""
+    try:
+        if file.exists():
+            return str(file.absolute())
+    except OSError as error:  # A name that is too long, or the current folder was deleted.
+        raise MendFile("C101", f"{file}: {error.strerror}") from None
+    raise MendFile(
+        "C101",
+        f"there is no file {file}",
+        hint="chainctl init writes one from a folder of profiles",
+    )

@@ -42,7 +42,7 @@ def explain(chain: str | None, as_json: bool) -> None:
     printing.needs_root()
     settings = Settings.load()
     name = chain or printing.only_chain(settings)
-    (facts,) = printing.request(settings, {"do": "status", "chain": name}, as_json)
+    facts = printing.one_that_is_up(settings, name, as_json)
     events = [event for event in _events(settings, name, 400) if event["kind"] not in _STEPS]
     events = events[-_EXPLAINED:]
     if as_json:
@@ -64,7 +64,14 @@ def explain(chain: str | None, as_json: bool) -> None:
 @click.command()
 @_chain
 @click.option("--hop", default="", help="Only of this hop.")
-@click.option("-n", "limit", default=50, show_default=True, help="The newest so many.")
+@click.option(
+    "-n",
+    "limit",
+    default=50,
+    show_default=True,
+    type=click.IntRange(1, 100_000),
+    help="The newest so many.",
+)
 @click.option("--steps", is_flag=True, help="Also each part made, changed and removed.")
 @_json
 def logs(chain: str | None, hop: str, limit: int, steps: bool, as_json: bool) -> None:

@@ -69,10 +69,7 @@ def attach(chain: str | None, container: str) -> None:
 
 def _up(settings: Settings, chain: str | None) -> dict[str, object]:
     name = chain or printing.only_chain(settings)
-    found = printing.request(settings, {"do": "status", "chain": name}, as_json=False)
-    if not found:
-        raise RefusedByPolicy("C501", f"the chain {name} is not up", hint="chainctl up")
-    return dict(found[0])
+    return printing.one_that_is_up(settings, name, as_json=False)
 
 
 def _own_network(chain: str, file: Path, *, docker: bool = False) -> tuple[str, IPv4Interface]:
@@ -91,11 +88,21 @@ def _own_network(chain: str, file: Path, *, docker: bool = False) -> tuple[str, 
 
 def _account(user: str | None) -> pwd.struct_passwd | None:
     """Whom to become; None: stay who we are."""
-    if user is None and "SUDO_UID" in os.environ:
-        return pwd.getpwuid(int(os.environ["SUDO_UID"]))
     if user is None:
-        return None
+        return _caller(os.environ.get("SUDO_UID"))
     try:
         return pwd.getpwnam(user)
     except KeyError:
         raise MendFile("C565", f"there is no user {user!r}") from None
+
+
+def _caller(uid: str | None) -> pwd.struct_passwd | None:
+    """Who called sudo; None: nobody did."""
+    if uid is None:
+        return None
+    try:
+        return pwd.getpwuid(int(uid))
+    except (KeyError, ValueError, OverflowError):
+        raise MendFile(
+            "C565", f"SUDO_UID={uid} is no user of this machine", hint="name one with --user"
+        ) from None

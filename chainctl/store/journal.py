@@ -85,11 +85,7 @@ class Journal:
             self._db.execute("PRAGMA synchronous=FULL")
             self._prepare()
         except sqlite3.Error as error:
-            raise MendHost(
-                "C510",
-                f"the journal {path} cannot be read: {error}",
-                hint="move the file away; running chains are found again by what is in the kernel",
-            ) from None
+            raise self._unreadable(error) from None
         self._events: queue.Queue[tuple[float, float, Event] | threading.Event] = queue.Queue()
         self._stopped = False
         self._refused: MendHost | None = None
@@ -217,7 +213,7 @@ class Journal:
         somebody writes: this process, or another one, of which SQLite tells.
         """
         with self._lock:
-            (version,) = self._db.execute("PRAGMA data_version").fetchone()
+            ((version,),) = self._rows("PRAGMA data_version")
             if self._chains is None or version != self._version:
                 rows = self._rows(
                     "SELECT name, number, file, up, closed FROM chain ORDER BY number"
@@ -231,8 +227,19 @@ class Journal:
             return self._chains
 
     def _rows(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
-        with self._lock:
-            return self._db.execute(sql, values).fetchall()
+        """Raises MendHost C510: damage may show long after the file was opened."""
+        try:
+            with self._lock:
+                return self._db.execute(sql, values).fetchall()
+        except sqlite3.Error as error:
+            raise self._unreadable(error) from None
+
+    def _unreadable(self, error: sqlite3.Error) -> MendHost:
+        return MendHost(
+            "C510",
+            f"the journal {self._path} cannot be read: {error}",
+            hint="move the file away; running chains are found again by what is in the kernel",
+        )
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -23,6 +24,7 @@ from chainctl.api import client
 from chainctl.daemon import describe_error, sweep_out
 from chainctl.errors import Complaint, LookAgain, MendFile, MendHost, StepFailed
 from chainctl.settings import Settings
+from chainctl.store.journal import Journal
 
 root = pytest.mark.root
 PATIENCE = 30.0
@@ -328,7 +330,10 @@ def test_no_supervisor_is_said(tmp_path: Path) -> None:
     assert caught.value.hint == "chainctl up"
 
 
-def test_one_that_goes_away_in_the_middle_is_said(tmp_path: Path) -> None:
+@pytest.mark.parametrize("rest", [b"", b'{"done": ["ho', b'{"done": "h\xc3'])
+@pytest.mark.parametrize("reads", [True, False])
+def test_one_that_goes_away_in_the_middle_is_said(tmp_path: Path, rest: bytes, reads: bool) -> None:
+    """Also in the middle of a line, and before it read what it was asked (ECONNRESET)."""
     settings = _settings(tmp_path)
     settings.run_dir.mkdir()
     with socket.socket(socket.AF_UNIX) as listening:
@@ -340,8 +345,11 @@ def test_one_that_goes_away_in_the_middle_is_said(tmp_path: Path) -> None:
             with sock, sock.makefile("rwb", buffering=0) as stream:
                 stream.readline()
                 stream.write(b'{"done": {"protocol": %d, "version": "x"}}\n' % PROTOCOL)
-                stream.readline()
+                select.select([sock], [], [], PATIENCE)
+                if reads:
+                    stream.readline()
                 stream.write(b'{"progress": {"step": "shut", "text": "", "seconds": 0.1}}\n')
+                stream.write(rest)
 
         thread = threading.Thread(target=say_little)
         thread.start()
@@ -390,6 +398,28 @@ def test_one_of_another_version_is_asked_nothing(
     assert f"is chainctl {version}, this is {__version__}" in caught.value.message
     assert "chainctl up" in caught.value.hint
     assert asked == [{"do": "hello"}]
+
+
+@root
+@pytest.mark.parametrize("words", ["status", "logs", "close home", "down", "down home"])
+def test_a_damaged_journal_is_said_once(tmp_path: Path, words: str) -> None:
+    settings = _settings(tmp_path)
+    with contextlib.closing(Journal(settings.journal_path)) as journal:
+        journal.want("home", up=True, file=tmp_path / "chain.yaml")
+    with settings.journal_path.open("r+b") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(4096)
+        file.write(b"\xff" * (size - 4096))
+    done = subprocess.run(
+        ["unshare", "--net", sys.executable, "-m", "chainctl", *words.split(), "--json"],
+        env=_environ(settings),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (3, "")
+    assert json.loads(done.stdout)["error"]["code"] == "C510"
 
 
 @root

@@ -337,3 +337,38 @@ def test_a_file_that_is_not_there(says: Says) -> None:
     assert done.exit_code == 2
     assert "[C101]" in done.output
     assert "chainctl init" in done.output
+
+
+@pytest.mark.parametrize("command", ["explain", "status"])
+def test_a_chain_that_is_not_up(says: Says, command: str) -> None:
+    says([{"done": []}])
+    done = _run((command, "nosuch"))
+    assert isinstance(done.exception, SystemExit | None), done.exception
+    assert ("[C501] the chain nosuch is not up" in done.output) == (command == "explain")
+
+
+@pytest.mark.parametrize("number", ["0", "-1", "99999999999999999999"])
+def test_logs_of_no_or_too_many_lines(says: Says, number: str) -> None:
+    done = _run(("logs", "-n", number))
+    assert (done.exit_code, "1<=x<=100000" in done.output) == (2, True), done.output
+
+
+@pytest.mark.parametrize("command", ["up", "plan"])
+def test_a_name_that_no_file_can_have(says: Says, command: str) -> None:
+    done = _run((command, "x" * 300))
+    assert (done.exit_code, "[C101]" in done.output) == (2, True), done.output
+
+
+@pytest.mark.parametrize("command", ["up", "plan"])
+def test_a_folder_that_was_deleted(
+    says: Says, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    done = _run((command, "../chain.yaml"))
+    assert (done.exit_code, "[C101]" in done.output) == (2, True), done.output
+    says([{"error": describe_error(MendHost("C300", f"{tmp_path}/x"))}])
+    says_so = _run((command, f"{tmp_path}/chain.yaml"))
+    assert f"[C300] {tmp_path}/x" in says_so.output

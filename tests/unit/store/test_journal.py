@@ -197,6 +197,23 @@ def test_a_damaged_file_is_said(path: Path) -> None:
     assert path.read_bytes().endswith(b"not really"), "never repaired behind one's back"
 
 
+def test_damage_found_late_is_said(journal: Journal, path: Path) -> None:
+    """Opening reads the first page alone."""
+    journal.want("home", up=True)
+    journal.append(Event("chain_up", "home", ""))
+    journal.close()
+    size = path.stat().st_size
+    with path.open("r+b") as file:
+        file.seek(4096)
+        file.write(b"\xff" * (size - 4096))
+    with closing(Journal(path)) as damaged:
+        for read in (damaged.chains, damaged.events, lambda: damaged.recall("home", "since")):
+            with pytest.raises(MendHost) as caught:
+                read()
+            assert caught.value.code == "C510"
+            assert str(path) in caught.value.message
+
+
 def test_a_journal_of_a_newer_chainctl_is_left_alone(journal: Journal, path: Path) -> None:
     journal.close()
     with sqlite3.connect(path) as db:
