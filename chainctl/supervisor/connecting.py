@@ -79,7 +79,7 @@ class Connecting(ABC):
             if status is not None and status.state.address is not None:
                 return self._take(chain, hop, tunnel, status)
             said = status.said if status else None
-            if status is None or status.account.said_at < int(started):
+            if status is None or not _is_of(status, int(started), clock.wall_seconds()):
                 said = None  # Of an attempt before.
             if said and said.fault is not Fault.REFUSED:
                 raise failure(hop, tunnel, said)
@@ -182,7 +182,7 @@ class Connecting(ABC):
     def _is_stale(self, chain: Chain, hop: Hop, status: OpenVpnStatus) -> bool:
         """It thinks it is connected, and the hop alone is silent."""
         now = clock.boot_seconds()
-        if not status.handshake or clock.wall_seconds() - status.handshake < _STALE:
+        if not status.handshake or 0 <= clock.wall_seconds() - status.handshake < _STALE:
             return False
         outer = [self._reading(each) for each in chain.hops[: hop.number - 1]]
         heard = self._reading(hop).last_heard
@@ -215,10 +215,12 @@ class Connecting(ABC):
     def _has_moved(self, chain: Chain, hop: Hop) -> bool:
         """A hop outside it has had its server for a moment only."""
         since, now = self._journal.recall(self.name, "since", {}), clock.wall_seconds()
-        return any(
-            now - float(since.get(outer.name, ["", 0.0])[1]) < _GRACE
+        ages = [
+            now - float(since.get(outer.name, ["", 0.0])[1])
             for outer in chain.hops[: hop.number - 1]
-        )
+        ]
+        # A clock that was set back makes no moment last longer.
+        return any(0 <= age < _GRACE for age in ages)
 
 
 def _silent(hop: Hop, tunnel: Tunnel, seconds: float) -> ChainctlError:
@@ -251,9 +253,17 @@ def failure(hop: Hop, tunnel: Tunnel, said: Said) -> ChainctlError:
     return ChangeServer(said.fault.code, text, hint=hint, where=where)
 
 
+def _is_of(status: OpenVpnStatus, started: int, now: float) -> bool:
+    """What it says is wrong is of an attempt since `started`. A time that is yet to come was
+    noted before the clock was set back.
+    """
+    return started <= status.account.said_at <= now + 1
+
+
 def _may_go_on(status: OpenVpnStatus, now: float) -> bool:
     said = status.said
     if said is None:
         return True
     pause = LOGIN_PAUSE if said.fault.concerns_account else _PAUSE
-    return now - status.account.said_at >= pause
+    # With the clock set back since, nobody knows how long ago it was.
+    return not 0 <= now - status.account.said_at < pause
