@@ -487,9 +487,17 @@ class Machine:
                 pass  # They go with the device and with the client.
 
     def settle(self, name: str) -> None:
-        """No client of the chain is in the middle of starting. Raises why one did not start."""
-        for client in [key for key in self._starting if key.startswith(f"{name}.")]:
-            self._wait_until_started(client)
+        """No client of the chain is in the middle of starting. Raises why the first one that did
+        not start did not, when all others have.
+        """
+        failures: list[ChainctlError | OSError] = []
+        for client in [key for key in list(self._starting) if key.startswith(f"{name}.")]:
+            try:
+                self._wait_until_started(client)
+            except (ChainctlError, OSError) as error:
+                failures.append(error)
+        if failures:
+            raise failures[0]
 
     def _wait_until_started(self, client: str) -> None:
         starting = self._starting.pop(client, None)
@@ -500,7 +508,7 @@ class Machine:
         """After the last part: rows of ports that are no more, and with the last chain the maps."""
         with self._lock:
             self._chains.pop(name, None)
-            for client in [key for key in self._configs if key.startswith(f"{name}.")]:
+            for client in [key for key in list(self._configs) if key.startswith(f"{name}.")]:
                 del self._configs[client]
             self._tables.tidy(name, last=last)
             self.namespaces.tidy(f"{name}.")
@@ -562,7 +570,7 @@ class Machine:
         `rows`: compare the filter's rows as well, and ask for programs that nobody told of.
         `pins`: something was mounted or unmounted.
         """
-        numbers = {chain.number: name for name, chain in self._chains.items()}
+        numbers = {chain.number: name for name, chain in list(self._chains.items())}
         with self._lock:
             found: frozenset[str] = frozenset()
             if rows and self.namespaces.inode(PANEL) is not None:

@@ -14,6 +14,11 @@ from chainctl.supervisor.sniffer import Reading
 from chainctl.supervisor.verdict import FRESH, Verdict
 from chainctl.supervisor.worker import GATE_TIMEOUT, Outlook, State, Worker
 
+_NOTHING_KNOWN = Outlook(
+    since=0.0, candidates=0, quarantine={}, standby=None, rotates=None, draining=None
+)
+"""Of a hop of a chain that goes down, or is another one, while one looks."""
+
 _VIA = {
     Engine.USERSPACE: "wireguard-go",
     Engine.KERNEL: "wireguard (kernel)",
@@ -37,7 +42,7 @@ def describe(wanted: Wanted, worker: Worker | None, machine: Machine) -> dict[st
         "posture": "open" if is_open else "closed",
         "proved_seconds_ago": round(now - proved_at, 3) if proved_at else None,
         "closed_seconds": None if is_open or not shut else round(now - shut, 1),
-        "why_closed": None if is_open else _why(wanted, worker, readings, now),
+        "why_closed": None if is_open else _why(wanted, worker, state, readings, now),
         "mtu": chain.mtu if chain else None,
         "hops": _hops_now(chain, readings, worker, now) if chain and worker else [],
         "repairs": [
@@ -49,10 +54,13 @@ def describe(wanted: Wanted, worker: Worker | None, machine: Machine) -> dict[st
 
 
 def _why(
-    wanted: Wanted, worker: Worker | None, readings: dict[str, Reading], now: float
+    wanted: Wanted,
+    worker: Worker | None,
+    state: State,
+    readings: dict[str, Reading],
+    now: float,
 ) -> dict[str, Any]:
     """The one reason that has to go first."""
-    state = worker.state if worker else State()
     if wanted.closed:
         return {"code": "N502", "text": "shut by hand", "hint": f"chainctl open {wanted.name}"}
     if state.problem is not None:
@@ -93,7 +101,7 @@ def _hops(
             entry |= {"fault": found.fault.value, "code": found.code, "evidence": found.text}
             if silent:
                 entry["verdict"], fault = "fault", hop.name
-        entries.append(entry | _ahead(outlook[hop.name]))
+        entries.append(entry | _ahead(outlook.get(hop.name, _NOTHING_KNOWN)))
     return entries
 
 

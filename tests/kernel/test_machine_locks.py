@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import threading
 import time
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
 
+from chainctl.errors import MendHost
 from chainctl.model.parts import PANEL, FarEnd, Leg, Namespace, NsName, Part, PortFilter, PortName
 from chainctl.settings import Settings
 from chainctl.supervisor.machine import Machine
@@ -38,6 +40,23 @@ def test_status_during_a_repair(tmp_path: Path) -> None:
         for part in reversed(parts):
             machine.remove(part)
         machine.clean("locks", 7, last=True)
+        machine.close()
+
+
+def test_a_client_that_fails_leaves_none_behind_in_the_middle_of_starting(tmp_path: Path) -> None:
+    machine = Machine(Settings(run_dir=tmp_path / "run", state_dir=tmp_path / "state"))
+    try:
+        starts: dict[str, Future[int]] = {
+            name: Future() for name in ("locks.one", "locks.two", "locks.three", "other.one")
+        }
+        starts["locks.one"].set_exception(MendHost("C300", "the first"))
+        starts["locks.two"].set_exception(OSError("the second"))
+        starts["locks.three"].set_result(1)
+        machine._starting.update(starts)
+        with pytest.raises(MendHost, match="the first"):
+            machine.settle("locks")
+        assert list(machine._starting) == ["other.one"]
+    finally:
         machine.close()
 
 
