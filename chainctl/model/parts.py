@@ -337,7 +337,7 @@ class ClientBridge:
 
     link: str
     settled: bool = True
-    """False: it is there, but down or with settings that somebody changed."""
+    """False: it is there, but down, with an address, or with settings that somebody changed."""
 
     @property
     def key(self) -> Key:

@@ -7,6 +7,7 @@ neighbour of those who are connected there.
 from __future__ import annotations
 
 from functools import partial
+from ipaddress import IPv4Interface
 
 from chainctl.errors import MendHost
 from chainctl.host import sysctl
@@ -44,6 +45,9 @@ def _ensure(route: IPRoute, *, name: str) -> None:
     for setting, value in _settings(name).items():
         if sysctl.read(setting) not in (None, value):
             sysctl.write(setting, value)
+    if link is not None:
+        for interface in _addresses(link.index):
+            rtnl.delete_address(route, link.index, interface)
     rtnl.set_link(route, name, up=True)
 
 
@@ -51,7 +55,8 @@ def _read(route: IPRoute, *, name: str) -> ClientBridge | None:
     link = rtnl.read_link(route, name)
     if link is None or link.kind != "bridge":
         return None
-    return ClientBridge(name, settled=link.up and _is_settled(name))
+    settled = link.up and _is_settled(name) and not _addresses(link.index)
+    return ClientBridge(name, settled)
 
 
 def _remove(route: IPRoute, *, name: str) -> bool:
@@ -63,6 +68,11 @@ def _remove(route: IPRoute, *, name: str) -> bool:
             return False
     rtnl.delete_link(route, name)
     return True
+
+
+def _addresses(index: int) -> list[IPv4Interface]:
+    with open_netlink() as link:
+        return [each.interface for each in rtnl_read.read_addresses(link) if each.index == index]
 
 
 def _is_settled(name: str) -> bool:

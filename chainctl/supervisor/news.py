@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import TypeAlias
 
 from chainctl.host.netns import Namespaces
+from chainctl.model.chain import client_bridge
 from chainctl.model.parts import HOST, PANEL
 from chainctl.net import guard, libbpf
 from chainctl.net.census import Census
@@ -93,7 +94,11 @@ def _chains_at_host(what: str, numbers: Mapping[int, str]) -> set[str]:
         return set(numbers.values())  # Docker's table, which has rules of ours.
     if what.startswith(BRIDGE_PORT):
         return set(numbers.values())  # A gateway's; whose, the name does not say.
-    return {name for name in numbers.values() if what == f"{guard.TABLE}-{name}"}
+    return {
+        name
+        for name in numbers.values()
+        if what in (f"{guard.TABLE}-{name}", guard.own_network_table(name), client_bridge(name))
+    }
 
 
 def _numbered(link: str, numbers: Mapping[int, str]) -> str | None:

@@ -18,6 +18,7 @@ from chainctl.net import guard
 from chainctl.settings import Settings
 from chainctl.supervisor.machine import Machine
 from chainctl.supervisor.plan import Change, Make, Remove, plan
+from tests.unit.supervisor.chains import make_chain
 
 pytestmark = pytest.mark.root
 
@@ -64,6 +65,7 @@ MEDDLING = [
     "sysctl -qw net.ipv4.ip_forward=1",
     f"sysctl -qw net.ipv4.conf.{BRIDGE}.arp_ignore=0",
     f"ip link set {BRIDGE} down",
+    f"ip address add 10.9.0.1/24 dev {BRIDGE}",
 ]
 
 
@@ -79,6 +81,25 @@ def test_what_somebody_changed_is_seen_and_mended(machine: Machine, meddling: st
     assert ClientBridge(BRIDGE, settled=False) in seen(machine)
     adjust(machine, *WANTED)
     assert set(seen(machine)) == set(WANTED)
+
+
+HEARD = [
+    MEDDLING[0],
+    *MEDDLING[2:],
+    f"nft flush table inet {guard.own_network_table('home')}",
+    f"nft delete table inet {guard.own_network_table('home')}",
+    f"ip link delete {BRIDGE}",
+]
+
+
+@pytest.mark.parametrize("meddling", HEARD)
+def test_what_somebody_does_is_heard_at_once(machine: Machine, meddling: str) -> None:
+    machine.configure(make_chain())
+    machine.take_over()
+    seen(machine)
+    machine.news(rows=False, pins=False)
+    run(machine, meddling)
+    assert machine.news(rows=False, pins=False) == frozenset({"home"})
 
 
 @pytest.mark.parametrize("meddling", MEDDLING)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import pytest
 
+from chainctl.model.chain import client_bridge
 from chainctl.model.parts import HOST, PANEL, NsName
 from chainctl.net.changes import Touched
 from chainctl.net.links_seen import bridge_port
 from chainctl.supervisor.news import chains_of
 from chainctl.supervisor.pulse import pace
 
-CHAINS = {0: "home", 7: "work", 70: "away"}
-HOME, WORK, ALL = {"home"}, {"work"}, {"home", "work", "away"}
+LONG = "behind-the-seven-hills"
+CHAINS = {0: "home", 7: "work", 70: "away", 71: LONG}
+HOME, WORK, ALL = {"home"}, {"work"}, set(CHAINS.values())
 
 
 @pytest.mark.parametrize(
@@ -29,6 +31,10 @@ HOME, WORK, ALL = {"home"}, {"work"}, {"home", "work", "away"}
         (HOST, "chain0", HOME),
         (HOST, "chain7", WORK),
         (HOST, "chainctl-home", HOME),
+        (HOST, "chainctl-home_lan", HOME),
+        (HOST, "chainctl-gone_lan", set()),
+        (HOST, "ch-home", HOME),
+        (HOST, client_bridge(LONG), {LONG}),
         (HOST, bridge_port(NsName("work.gateway"), "lan0"), ALL),
         (HOST, "filter", ALL),
         (HOST, "eth0", set()),
