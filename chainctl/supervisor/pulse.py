@@ -75,8 +75,10 @@ class Pulse:
                     return
                 rows = clock.boot_seconds() >= counted_at + _COUNT_EVERY
                 try:
-                    self._listen(rows=rows, pins=pins)
-                    pins = False
+                    # What could not be asked this time is asked the next time.
+                    with suppress(ChainctlError):
+                        self._listen(rows=rows, pins=pins)
+                        pins = False
                     self._tell(clock.boot_seconds())
                 except Exception as error:
                     # Without this thread nothing would be mended for no reason anybody sees.
@@ -85,12 +87,11 @@ class Pulse:
                     counted_at = clock.boot_seconds()
 
     def _listen(self, *, rows: bool, pins: bool) -> None:
-        with suppress(ChainctlError):
-            news = self._machine.news(rows=rows, pins=pins)
-            now = clock.boot_seconds()
-            for name in self._workers() if news is None else news:
-                first, _ = self._crowds.get(name, (now, now))
-                self._crowds[name] = first, now
+        news = self._machine.news(rows=rows, pins=pins)
+        now = clock.boot_seconds()
+        for name in self._workers() if news is None else news:
+            first, _ = self._crowds.get(name, (now, now))
+            self._crowds[name] = first, now
 
     def _tell(self, now: float) -> None:
         workers = self._workers()
