@@ -215,8 +215,9 @@ class Worker(Rotating):
         strikes, now = self._rotations.strikes(), clock.wall_seconds()
         planned = self._rotations.plan(gathered.spec, chain)
         found = {}
-        for hop in chain.hops:
-            pool = candidates(gathered.spec.hops[hop.number - 1], gathered.facts.names)
+        # An `up` with another number of hops may be under way.
+        for hop, wish in zip(chain.hops, gathered.spec.hops, strict=False):
+            pool = candidates(wish, gathered.facts.names)
             struck = {
                 candidate.server: Rest(
                     round(strikes[candidate.address].released_in(now)),
