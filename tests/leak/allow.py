@@ -14,7 +14,7 @@ from functools import cached_property
 from ipaddress import IPv4Address, IPv4Network
 from typing import Protocol
 
-from tests.leak.frames import ARP, ICMP, IPV4, Packet, addresses, quoted
+from tests.leak.frames import ARP, ICMP, IPV4, TCP, Packet, addresses, quoted
 
 
 class Allowed(Protocol):
@@ -98,6 +98,27 @@ class Echo:
         return Flow(self.first, None, self.second, None, ICMP).permits(data, packet)
 
 
+@dataclass(frozen=True)
+class Farewell:
+    """The end of a TCP connection, with nothing in it, from one of these servers.
+
+    The kernel of a server repeats it for as long as nobody confirms it, whatever has become of
+    the chain that the connection belonged to. Nothing to a server is legal by this.
+    """
+
+    senders: frozenset[str]
+
+    def permits(self, data: bytes, packet: Packet) -> bool:
+        if packet.ethertype != IPV4 or packet.options or packet.fragment:
+            return False
+        if packet.protocol != TCP or str(IPv4Address(packet.source)) not in self.senders:
+            return False
+        header = data[packet.body : packet.end]
+        ends = len(header) >= 20 and header[13] & (_FIN | _RST)
+        return bool(ends) and len(header) == header[12] >> 4 << 2
+
+
+_FIN, _RST = 1, 4
 _NOBODY = 0
 
 

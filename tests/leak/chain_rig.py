@@ -40,6 +40,7 @@ from tests.leak.allow import (
     Allowed,
     Anything,
     Arp,
+    Farewell,
     Flow,
     Hidden,
     IcmpErrorAbout,
@@ -402,6 +403,7 @@ class ChainRig:
         router = _router(str(HOST.ip))
         # The supervisor asks the router without a sender's address whether the uplink is there.
         line: list[Allowed] = [Arp(str(HOST.ip), router), Arp("0.0.0.0", router), *flows]
+        line.append(self._farewell)
         # Without a translation the host itself is asked, and says that nobody listens.
         line += [IcmpErrorAbout(flow) for flow in flows if may.naked]
         hides: list[Hidden] = [_LAN, _TUNNELS, self.layer(2), self.layer(3)]
@@ -420,6 +422,12 @@ class ChainRig:
             hides=[_LAN, _LEGS, _TUNNELS, *(self.layer(hop) for hop in (1, 2, 3))],
             may_carry_canaries=True,
         )
+
+    @property
+    def _farewell(self) -> Farewell:
+        """Of servers that carried another chain before."""
+        tcp = (each for each in self.lab.servers if each.plan.via == "tcp")
+        return Farewell(frozenset(str(server.plan.uplink.ip) for server in tcp))
 
     def _watch_server(self, oracle: Oracle, hop: int, may: Passing) -> None:
         """The line of a server: the tuple it serves, the one it passes on, and what comes out."""
@@ -440,7 +448,7 @@ class ChainRig:
         naked = may.naked and hop == 1
         oracle.watch(
             *(self.path("internet"), self.servers[hop - 1].name, f"server{hop}"),
-            allow=[Arp(server, _router(server)), *flows, *errors],
+            allow=[Arp(server, _router(server)), *flows, *errors, self._farewell],
             hides=[
                 *(_LAN, _TUNNELS, *([] if naked else [_LEGS])),
                 *(self.layer(inner) for inner in range(hop + 2, HOPS + 1)),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import struct
+from ipaddress import IPv4Address
 from itertools import pairwise
 from pathlib import Path
 
@@ -11,7 +13,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.leak import frames
-from tests.leak.allow import Anything, Arp, Echo, Flow, IcmpErrorAbout, Inside, Layer, legal
+from tests.leak.allow import (
+    Anything,
+    Arp,
+    Echo,
+    Farewell,
+    Flow,
+    IcmpErrorAbout,
+    Inside,
+    Layer,
+    legal,
+)
 from tests.leak.canary import CUT, KINDS, Client, Family, Frames
 from tests.leak.frames import ICMP, TCP, UDP, Packet, ethernet, icmp, ipv4, parse, tagged, udp
 from tests.leak.pcap import write_pcap
@@ -249,3 +261,23 @@ def test_a_packet_of_a_tun_device_has_no_ethernet_header() -> None:
     assert (packet.source_port, packet.destination_port, packet.body) == (1000, 2000, 20)
     assert parse(b"\x60" + bytes(39), ethernet=False) == Packet(frames.IPV6)
     assert not legal(b"", parse(b"", ethernet=False), [FLOW])
+
+
+@pytest.mark.parametrize(
+    ("source", "flags", "payload", "may"),
+    [
+        ("5.8.0.10", 0x11, b"", True),
+        ("5.8.0.10", 0x04, b"", True),
+        ("5.8.0.10", 0x10, b"", False),
+        ("5.8.0.10", 0x11, b"data", False),
+        ("192.0.2.2", 0x11, b"", False),
+    ],
+)
+def test_a_server_may_say_goodbye_and_nothing_more(
+    source: str, flags: int, payload: bytes, may: bool
+) -> None:
+    segment = struct.pack(">HHIIBBHHH", 443, 20002, 1, 1, 5 << 4, flags, 0, 0, 0) + payload
+    ends = (IPv4Address(one).packed for one in (source, "5.7.0.10"))
+    head = struct.pack(">BBHHHBBH4s4s", 0x45, 0, 20 + len(segment), 0, 0, 64, 6, 0, *ends)
+    frame = bytes(12) + b"\x08\x00" + head + segment
+    assert Farewell(frozenset(["5.8.0.10"])).permits(frame, parse(frame)) is may
