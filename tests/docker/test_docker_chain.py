@@ -51,7 +51,7 @@ def running(daemon: TestDaemon) -> Iterator[ChainRig]:
             assert daemon.containers() == []
             assert not (rig.run_dir / "docker").exists()
     finally:
-        del os.environ["CHAINCTL_DOCKER_SOCKET"]
+        os.environ.pop("CHAINCTL_DOCKER_SOCKET", None)
 
 
 @pytest.fixture
@@ -188,4 +188,4 @@ def test_openvpn_hops_run_in_docker_too(daemon: TestDaemon, oracle: Oracle) -> N
             oracle.judge().assert_clean()
             rig.down()
     finally:
-        del os.environ["CHAINCTL_DOCKER_SOCKET"]
+        os.environ.pop("CHAINCTL_DOCKER_SOCKET", None)

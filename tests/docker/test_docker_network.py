@@ -50,7 +50,7 @@ def running() -> Iterator[tuple[ChainRig, TestDaemon]]:
             yield rig, daemon
         finally:
             daemon.destroy()
-            del os.environ["CHAINCTL_DOCKER_SOCKET"]
+            os.environ.pop("CHAINCTL_DOCKER_SOCKET", None)
     assert daemon.rests() == []
 
 

@@ -28,7 +28,7 @@ def mixed(daemon: TestDaemon) -> Iterator[OpenVpnLab]:
             command(rig, "down")
             assert daemon.containers() == []
     finally:
-        del os.environ["CHAINCTL_DOCKER_SOCKET"]
+        os.environ.pop("CHAINCTL_DOCKER_SOCKET", None)
 
 
 def command(rig: OpenVpnLab, *words: str) -> None:

@@ -48,7 +48,7 @@ def daemon(chain: ChainLab) -> Iterator[TestDaemon]:
         yield daemon
     finally:
         daemon.destroy()
-        del os.environ["CHAINCTL_DOCKER_SOCKET"]
+        os.environ.pop("CHAINCTL_DOCKER_SOCKET", None)
 
 
 @pytest.fixture(scope="module")

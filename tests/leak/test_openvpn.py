@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from itertools import product
 
 import pytest
+from pyroute2.netlink.nfnetlink.nfctsocket import NFCTSocket
 
 from tests.leak.canary import ODD, Expect, Frames, Tcp, Udp
 from tests.leak.chain_rig import (
@@ -35,6 +36,12 @@ def mixed() -> Iterator[ChainRig]:
         yield rig
 
 
+def _forget_connections() -> None:
+    """A server that remembers a tunnel through it gives the next one another source port."""
+    with NFCTSocket() as conntrack:
+        conntrack.flush()
+
+
 def take(rig: ChainRig, mix: tuple[str, ...]) -> None:
     """Write the chain file that uses these kinds of servers, guard first."""
     rig.servers = [
@@ -45,6 +52,8 @@ def take(rig: ChainRig, mix: tuple[str, ...]) -> None:
         f"  - {{name: hop{hop}, servers: {server.profile}}}\n"
         for hop, server in enumerate(rig.servers, start=1)
     )
+    for server in rig.lab.servers:
+        rig.inside(server.name, _forget_connections)
     head = rig.lab.chain_file.read_text().partition("hops:\n")[0]
     rig.lab.chain_file.write_text(f"{head}hops:\n{hops}")
 

@@ -35,6 +35,7 @@ KILLS = {"up": 40, "down": 12}
 
 _OPEN = r"\x6f\x70\x65\x6e\x00"
 """The name of the gate's set, as strace prints bytes."""
+_CLIENT = re.compile(r"\.hop\d+\.[ab]\b")
 _MARK = re.compile(r'"\d+:(before|after) ')
 
 
@@ -88,6 +89,10 @@ def is_harmless(call: Call, bench: Bench, log: Path, probes: set[int]) -> bool:
         str(bench.lab.home / "state") in call.text
         or str(log) in call.text
         or (call.name in ("mkdir", "rmdir", "chmod") and own.match(call.text) is not None)
+        # A client is begun in its step and starts beside those that follow; what waits for it is a
+        # step as well.
+        or "/clients/" in call.text
+        or _CLIENT.search(call.text) is not None
         or "RTM_NEWNSID" in call.text  # A number for a namespace, which goes with it.
         or call.pid in probes  # In a namespace of its own, gone with the thread.
         or (effect(call) == "signal" and "SIGKILL" in call.text)  # The idle helper.
