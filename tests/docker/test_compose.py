@@ -10,8 +10,8 @@ import re
 import resource
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from chainctl.images.lock import ImageKind
 from chainctl.settings import Settings
 from tests.docker.daemon import TestDaemon
 from tests.trixie import program
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.root
 
@@ -228,11 +229,7 @@ def reaches(daemon: TestDaemon, address: str) -> bool:
     return done.stdout.strip() == str(errno.ECONNREFUSED)
 
 
-def wait_for(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+wait_for = partial(wait_until, seconds=60)
 
 
 @pytest.fixture

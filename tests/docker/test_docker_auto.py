@@ -11,7 +11,8 @@ import pytest
 
 from chainctl.host.netns import Namespaces
 from tests.docker.daemon import TestDaemon
-from tests.leak.chain_rig import ChainRig, lab_alone, wait_until
+from tests.leak.chain_rig import ChainRig, lab_alone
+from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(240)]
 

@@ -25,10 +25,10 @@ from tests.leak.chain_rig import (
     Passing,
     endure,
     lab_alone,
-    wait_until,
 )
 from tests.leak.fixture import oracle
 from tests.leak.oracle import Oracle
+from tests.waiting import wait_until
 
 __all__ = ["oracle"]
 

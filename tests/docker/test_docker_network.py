@@ -19,9 +19,10 @@ from chainctl.spec.chain_file import load_chain_file
 from tests.docker.busybox import import_busybox
 from tests.docker.daemon import TestDaemon
 from tests.leak.canary import Expect, Udp
-from tests.leak.chain_rig import ECHO, TARGET_ADDRESS, ChainRig, Passing, lab_alone, wait_until
+from tests.leak.chain_rig import ECHO, TARGET_ADDRESS, ChainRig, Passing, lab_alone
 from tests.leak.fixture import oracle
 from tests.leak.oracle import Oracle
+from tests.waiting import wait_until
 
 __all__ = ["oracle"]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from chainctl.net.changes import Changes, Touched
 from chainctl.net.gate import NftGate
 from chainctl.net.guard import GATE_SET, TABLE
 from chainctl.net.tables import CHANGED, Tables
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.root
 
@@ -139,7 +140,7 @@ def test_the_gate_is_opened_prolonged_and_no_news(world: World) -> None:
     assert all(5 < left <= 60 for left in world.gate().values())
     assert world.changes.take() == frozenset()
     gate.open(PLACE, 1)
-    _until(lambda: not world.gate())
+    wait_until(lambda: not world.gate())
     gate.open(PLACE, 60_000)
     assert len(world.gate()) == 1
 
@@ -169,9 +170,3 @@ def test_a_table_is_listed_again_when_somebody_changed_it(world: World, tmp_path
     assert see() == [part]
     world.run(PLACE, "nft flush ruleset")
     assert see() == []
-
-
-def _until(condition: Callable[[], bool]) -> None:
-    """It comes true within the time of a test."""
-    while not condition():
-        pass

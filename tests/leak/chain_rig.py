@@ -51,6 +51,7 @@ from tests.leak.canary import ODD, PLAIN, Dns, Expect, Frames, Udp
 from tests.leak.frames import ICMP, TCP, UDP
 from tests.leak.namespace import inside
 from tests.leak.oracle import ANY, Oracle
+from tests.waiting import wait_until
 
 T = TypeVar("T")
 
@@ -77,15 +78,6 @@ _CARRIED = (ICMP, 4, TCP, UDP, 47, 132)
 _LEGS = Inside("198.19.0.0/16")
 _LAN = Inside("192.168.10.0/24")
 _TUNNELS = Inside("10.0.0.0/8")
-
-
-def wait_until(what: Callable[[], T], *, seconds: float = PATIENCE) -> T:
-    """What `what` says as soon as it is true; fails loudly when that takes too long."""
-    deadline = time.monotonic() + seconds
-    while not (answer := what()):
-        assert time.monotonic() < deadline, f"not within {seconds:g} s"
-        time.sleep(0.02)
-    return answer
 
 
 @dataclass(frozen=True)

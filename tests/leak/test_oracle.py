@@ -8,7 +8,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from tests.leak.namespace import inside, send_frame
 from tests.leak.oracle import ANY, Oracle
 from tests.leak.verdict import Outcome
 from tests.leak.wires import BOX_LAN, CLIENT_ADDRESS, FAR_ADDRESS, Wires
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.root
 
@@ -34,11 +35,7 @@ def watch_far(oracle: Oracle, wires: Wires) -> None:
     oracle.watch(wires.far, "eth0", "X", allow=[Anything()], may_carry_canaries=True)
 
 
-def until(true: Callable[[], bool], seconds: float = 5.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+until = partial(wait_until, seconds=5.0)
 
 
 @contextlib.contextmanager

@@ -17,11 +17,11 @@ import pytest
 from chainctl.api.client import Reported
 from chainctl.lab.faults import Kind, fault
 from tests.leak.canary import Expect, Tcp, Udp
-from tests.leak.chain_rig import wait_until
 from tests.leak.oracle import Oracle, Sending
 from tests.leak.verdict import Verdict
 from tests.system.chain_lab import ECHO, HOPS, MANY_CHANGES, ChainLab, chain_lab
 from tests.system.remains import servers_allowed
+from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(240)]
 

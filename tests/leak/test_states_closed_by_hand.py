@@ -11,8 +11,9 @@ from collections.abc import Iterator
 import pytest
 
 from tests.leak.canary import Expect, Tcp, Udp
-from tests.leak.chain_rig import ECHO, TARGET_ADDRESS, ChainRig, wait_until
+from tests.leak.chain_rig import ECHO, TARGET_ADDRESS, ChainRig
 from tests.leak.oracle import Oracle
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.root
 

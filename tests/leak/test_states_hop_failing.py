@@ -16,9 +16,9 @@ from tests.leak.chain_rig import (
     ChainRig,
     Passing,
     as_tunnel,
-    wait_until,
 )
 from tests.leak.oracle import Oracle
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.root
 

@@ -9,9 +9,9 @@ import socket
 import sqlite3
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,6 +20,7 @@ from chainctl.lab.lab import Lab, Server
 from chainctl.lab.layout import GATEWAY, LabSpec
 from chainctl.lab.wireguard_go import find_wireguard_go
 from chainctl.settings import Settings
+from tests import waiting
 
 T = TypeVar("T")
 
@@ -113,13 +114,7 @@ class OpenVpnLab:
         return [dict(zip(names, (*row[:3], json.loads(row[3])), strict=True)) for row in rows]
 
 
-def wait_until(what: Callable[[], T], *, seconds: float = PATIENCE) -> T:
-    """What `what` says as soon as it is true."""
-    deadline = time.monotonic() + seconds
-    while not (answer := what()):
-        assert time.monotonic() < deadline, f"not within {seconds:g} s"
-        time.sleep(0.05)
-    return answer
+wait_until = partial(waiting.wait_until, seconds=PATIENCE)
 
 
 @contextmanager

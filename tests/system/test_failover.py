@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -12,6 +13,7 @@ import pytest
 
 from chainctl.lab.faults import Kind, fault
 from chainctl.lab.traffic import Flood, new_marker, wiretaps
+from tests import waiting
 from tests.leak.canary import Expect, Tcp, Udp
 from tests.leak.oracle import Oracle
 from tests.system.chain_lab import ECHO, HOPS, ChainLab, chain_lab
@@ -194,9 +196,4 @@ def kinds_since(chain: ChainLab, event: int) -> set[str]:
     return {each["kind"] for each in chain.drill.events(event)}
 
 
-def wait_until(what: Callable[[], T]) -> T:
-    deadline = time.monotonic() + PATIENCE
-    while not (answer := what()):
-        assert time.monotonic() < deadline, f"not within {PATIENCE:g} s"
-        time.sleep(0.02)
-    return answer
+wait_until = partial(waiting.wait_until, seconds=PATIENCE)

@@ -12,8 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from chainctl.settings import Settings
 from chainctl.store.journal import Journal
 from tests.leak.namespace import inside
 from tests.system.host_state import HostState, assert_same, snapshot
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.root
 
@@ -95,13 +95,6 @@ def _made_here() -> tuple[list[tuple[int, str]], str]:
     listed = ["nft", "--handle", "--stateless", "--terse", "list", "ruleset"]
     tables = subprocess.run(listed, capture_output=True, text=True, check=True).stdout
     return socket.if_nameindex(), tables
-
-
-def wait_until(wanted: Callable[[], bool], *, seconds: float = 30.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not wanted():
-        assert time.monotonic() < deadline, f"not within {seconds:g} s"
-        time.sleep(0.05)
 
 
 @pytest.fixture(scope="module")

