@@ -187,15 +187,11 @@ def render_host(chain: Chain) -> str:
     guard = chain.hops[0]
     leg = chain.out_leg(guard)
     ours, wan = chain.host_link, chain.uplink.interface
-    raw, forward = [], []
+    raw = []
+    forward = [*_first_hop_through(chain, ours)]
     for tunnel in guard.tunnels:
         there = _flow(tunnel, leg, chain.source_port(guard, tunnel.slot))
         raw.append(f'iifname "{ours}" {there} accept')
-        forward += [
-            f'iifname "{ours}" oifname "{wan}" {there} accept',
-            f'iifname "{wan}" oifname "{ours}" ip saddr {tunnel.endpoint} ip daddr {leg}'
-            " ct state established accept",
-        ]
     raw.append(f'iifname "{ours}" drop')
     forward += [f'iifname "{ours}" drop', f'oifname "{ours}" drop']
     if not chain.uplink.forwarded_before:
@@ -206,14 +202,7 @@ def render_host(chain: Chain) -> str:
         _chain("forward", "filter", "forward", -10, forward, ends="accept"),
         _chain("input", "filter", "input", -10, [f'iifname "{ours}" drop'], ends="accept"),
         _chain("output", "filter", "output", -10, [f'oifname "{ours}" drop'], ends="accept"),
-        _chain(
-            "nat",
-            "nat",
-            "postrouting",
-            100,
-            [f'ip saddr {leg} oifname "{wan}" masquerade'],
-            ends="accept",
-        ),
+        _first_hop_translated(chain),
     )
 
 
@@ -223,7 +212,7 @@ def render_uplink(chain: Chain) -> str:
     leg, wan = chain.out_leg(guard), chain.wan_link
     place = chain.uplink.place
     assert place is not None
-    prerouting, forward = [], []
+    prerouting = []
     for tunnel in guard.tunnels:
         there = _flow(tunnel, leg, chain.source_port(guard, tunnel.slot))
         prerouting += [
@@ -231,25 +220,32 @@ def render_uplink(chain: Chain) -> str:
             f'iifname "{wan}" ip saddr {tunnel.endpoint} ip daddr {place.address.ip}'
             f" ip protocol {_protocol(tunnel)} accept",
         ]
-        forward += [
-            f'iifname "in0" oifname "{wan}" {there} accept',
-            f'iifname "{wan}" oifname "in0" ip saddr {tunnel.endpoint} ip daddr {leg}'
-            " ct state established accept",
-        ]
     return _table(
         _chain("prerouting", "filter", "prerouting", -300, prerouting),
-        _chain("forward", "filter", "forward", 0, forward),
+        _chain("forward", "filter", "forward", 0, _first_hop_through(chain, "in0")),
         _chain("input", "filter", "input", 0, []),
         _chain("output", "filter", "output", 0, []),
-        _chain(
-            "nat",
-            "nat",
-            "postrouting",
-            100,
-            [f'ip saddr {leg} oifname "{wan}" masquerade'],
-            ends="accept",
-        ),
+        _first_hop_translated(chain),
     )
+
+
+def _first_hop_through(chain: Chain, ours: str) -> Iterable[str]:
+    """Hop 1's tuples from the link `ours` to the network outside, and their answers."""
+    guard, wan = chain.hops[0], chain.wan_link
+    leg = chain.out_leg(guard)
+    for tunnel in guard.tunnels:
+        there = _flow(tunnel, leg, chain.source_port(guard, tunnel.slot))
+        yield f'iifname "{ours}" oifname "{wan}" {there} accept'
+        yield (
+            f'iifname "{wan}" oifname "{ours}" ip saddr {tunnel.endpoint} ip daddr {leg}'
+            " ct state established accept"
+        )
+
+
+def _first_hop_translated(chain: Chain) -> str:
+    leg, wan = chain.out_leg(chain.hops[0]), chain.wan_link
+    rules = [f'ip saddr {leg} oifname "{wan}" masquerade']
+    return _chain("nat", "nat", "postrouting", 100, rules, ends="accept")
 
 
 def own_network_table(chain: str) -> str:
