@@ -133,9 +133,14 @@ def _cut(lab: Lab, server: Server) -> None:
     namespaces.run_in(namespace, f"nft 'table netdev cut-{server.name} {{ {' '.join(chains)} }}'\n")
 
 
+def _without_table(name: str) -> str:
+    """Added first, so that deleting it fails only for a reason."""
+    return f"nft 'add table netdev {name}; delete table netdev {name}'\n"
+
+
 def _splice(lab: Lab, server: Server) -> None:
     namespace, _ = _line_ends(lab, server)[0]
-    namespaces.run_in(namespace, f"nft delete table netdev cut-{server.name} || true\n")
+    namespaces.run_in(namespace, _without_table(f"cut-{server.name}"))
 
 
 def _narrow(lab: Lab, server: Server) -> None:
@@ -150,7 +155,7 @@ def _narrow(lab: Lab, server: Server) -> None:
 
 def _widen(lab: Lab, server: Server) -> None:
     for namespace, link in _line_ends(lab, server):
-        script = "nft delete table netdev narrow || true\n"
+        script = _without_table("narrow")
         if lab.layout.spec.offload:
             script += f"ip link set {link} gso_max_segs {_GSO_MAX_SEGS}\n"
         namespaces.run_in(namespace, script)
