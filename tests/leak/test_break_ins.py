@@ -21,11 +21,11 @@ from tests.leak.chain_rig import (
     Fault,
     Passing,
     endure,
-    wait_until,
 )
 from tests.leak.frames import UDP, Packet, ethernet, ipv4, udp
 from tests.leak.namespace import send_frame
 from tests.leak.oracle import Oracle
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.root
 
@@ -66,21 +66,24 @@ def accept_all(hop: int) -> str:
 # One layer alone.
 
 
+def nothing_leaks_in_a_flood(chain: ChainRig, oracle: Oracle) -> None:
+    """While a device's traffic passes, from devices and from inside the hops."""
+    stand_in_hops(chain, oracle)
+    flood = oracle.start(Udp(TARGET_ADDRESS, ECHO, count=60_000, rate=200), expect=Expect.DELIVERED)
+    chain.send_everything(oracle, chain.endpoints[0], expect=Expect.EITHER)
+    oracle.send(Udp("10.64.0.1", ECHO), name="to an inner address")
+    send_from_hops(chain, oracle)
+    flood.stop()
+    oracle.judge().assert_clean()
+
+
 def test_nft_alone_holds(chain: ChainRig, oracle: Oracle) -> None:
     """Programs that pass everything are on all wires, and nobody takes them away."""
     with chain.supervisor_stopped():
         chain.hold_gates(LONG)
         chain.open_wires()
         chain.watch(oracle, Passing(at_servers=True, at_leg=True))
-        stand_in_hops(chain, oracle)
-        flood = oracle.start(
-            Udp(TARGET_ADDRESS, ECHO, count=60_000, rate=200), expect=Expect.DELIVERED
-        )
-        chain.send_everything(oracle, chain.endpoints[0], expect=Expect.EITHER)
-        oracle.send(Udp("10.64.0.1", ECHO), name="to an inner address")
-        send_from_hops(chain, oracle)
-        flood.stop()
-        oracle.judge().assert_clean()
+        nothing_leaks_in_a_flood(chain, oracle)
 
 
 def test_the_filter_alone_holds(chain: ChainRig, oracle: Oracle) -> None:
@@ -97,15 +100,7 @@ def test_the_filter_alone_holds(chain: ChainRig, oracle: Oracle) -> None:
             ' oifname "eth0" masquerade; }; }',
         )
         chain.watch(oracle, Passing(at_servers=True))
-        stand_in_hops(chain, oracle)
-        flood = oracle.start(
-            Udp(TARGET_ADDRESS, ECHO, count=60_000, rate=200), expect=Expect.DELIVERED
-        )
-        chain.send_everything(oracle, chain.endpoints[0], expect=Expect.EITHER)
-        oracle.send(Udp("10.64.0.1", ECHO), name="to an inner address")
-        send_from_hops(chain, oracle)
-        flood.stop()
-        oracle.judge().assert_clean()
+        nothing_leaks_in_a_flood(chain, oracle)
     chain.run("host", "nft", "delete", "table", "ip", "nat")
 
 

@@ -29,7 +29,8 @@ from chainctl.model.parts import (
     WireTuple,
 )
 from chainctl.net.layout import layout
-from chainctl.supervisor.plan import Change, CloseGate, Make, OpenGate, Prove, Remove, Step, plan
+from chainctl.supervisor.plan import CloseGate, Make, OpenGate, Prove, Remove, Step, plan
+from tests.unit.supervisor.bugs import table_replaced_in_two_steps
 from tests.unit.supervisor.chains import make_chain
 from tests.unit.supervisor.checker import (
     Layout,
@@ -118,14 +119,6 @@ def _only_the_guard_is_proved(steps: list[Step]) -> Iterable[Step]:
 
 def _gate_left_open(steps: list[Step]) -> Iterable[Step]:
     return [step for step in steps if not isinstance(step, CloseGate)]
-
-
-def _table_replaced_in_two_steps(steps: list[Step]) -> Iterable[Step]:
-    for step in steps:
-        if isinstance(step, Change) and isinstance(step.old, NftTable):
-            yield from (Remove(step.old), Make(step.new))
-        else:
-            yield step
 
 
 def _filter_off_while_rows_change(steps: list[Step]) -> Iterable[Step]:
@@ -252,7 +245,7 @@ BUGS = {
     "gate opened before the work": Bug(planner=_planned(_gate_before_the_work)),
     "only the guard is proved": Bug(planner=_planned(_only_the_guard_is_proved)),
     "gate not closed first": Bug(planner=_planned(_gate_left_open)),
-    "table replaced in two steps": Bug(planner=_planned(_table_replaced_in_two_steps)),
+    "table replaced in two steps": Bug(planner=_planned(table_replaced_in_two_steps)),
     "filter off while rows change": Bug(planner=_planned(_filter_off_while_rows_change)),
     "old tuples kept": Bug(planner=_planned(_old_tuples_kept)),
     "tables removed first": Bug(planner=_all_removed_first(NftTable)),

@@ -27,6 +27,7 @@ from chainctl.model.parts import (
 )
 from chainctl.net.layout import layout
 from chainctl.supervisor.plan import Change, CloseGate, Make, OpenGate, Prove, Remove, Step, plan
+from tests.unit.supervisor.bugs import table_replaced_in_two_steps
 from tests.unit.supervisor.chains import chains, make_chain
 from tests.unit.supervisor.checker import (
     Layout,
@@ -202,14 +203,6 @@ def _without_removal_of(*kinds: type) -> Planner:
     )
 
 
-def _table_replaced_in_two_steps(steps: list[Step]) -> Iterable[Step]:
-    for step in steps:
-        if isinstance(step, Change) and isinstance(step.old, NftTable):
-            yield from (Remove(step.old), Make(step.new))
-        else:
-            yield step
-
-
 def _source_filter_last(steps: list[Step]) -> Iterable[Step]:
     return sorted(
         steps, key=lambda step: isinstance(step, Make) and isinstance(step.part, TunFilter)
@@ -272,7 +265,7 @@ BUGS: dict[str, Acts] = {
     "old client stays": _by(_without_removal_of(Client, TunnelConfig)),
     "old route stays": _by(_without_removal_of(Route)),
     "old tables stay": _by(_forgets_the_old_tables),
-    "table replaced in two steps": _by(_planned(_table_replaced_in_two_steps)),
+    "table replaced in two steps": _by(_planned(table_replaced_in_two_steps)),
     "source filter last": _by(_planned(_source_filter_last)),
     "unreachable routes last": _by(_planned(_unreachable_last)),
     "carries at once": _switched_at_once,
