@@ -21,6 +21,7 @@ from typing import Any
 
 from chainctl import PROTOCOL, __version__
 from chainctl.errors import ChainctlError, LookAgain, MendFile, MendHost, StepFailed
+from chainctl.host import descriptors
 from chainctl.host.files import ensure_dir
 from chainctl.settings import Settings
 from chainctl.supervisor.supervisor import Supervisor
@@ -98,6 +99,7 @@ def serve(
     `then` runs once the socket listens, in the calling thread (for `up --foreground`).
     """
     _share_one_arena()
+    descriptors.allow_all()
     with _wake_up_calls() as (listen, wake), supervisor(settings, until_idle=until_idle) as running:
         settings.pid_path.write_text(f"{os.getpid()}\n")
         with _Server(str(settings.socket_path), running, wake, until_idle) as server:

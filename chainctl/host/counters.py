@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
+from chainctl.host import descriptors
+
 _SIZE = 4096
 """Bytes: the header and some 25 links; a hop has five."""
 
@@ -26,7 +28,8 @@ class LinkCounters:
     """Made inside the namespace (`Namespaces.call`); keeps it alive until `close`."""
 
     def __init__(self) -> None:
-        self._file = os.open("/proc/thread-self/net/dev", os.O_RDONLY | os.O_CLOEXEC)
+        opened = os.open("/proc/thread-self/net/dev", os.O_RDONLY | os.O_CLOEXEC)
+        self._file = descriptors.keep(opened)
 
     def read(self, *links: str) -> tuple[Counts | None, ...]:
         """In the order asked for; None for a link that is not there."""

@@ -28,7 +28,7 @@ from typing import TypeVar
 from pyroute2 import IPRoute
 
 from chainctl.errors import MendHost
-from chainctl.host import clock, sysctl
+from chainctl.host import clock, descriptors, sysctl
 
 T = TypeVar("T")
 
@@ -38,6 +38,8 @@ _MS_BIND, _MS_PRIVATE, _MS_SHARED, _MNT_DETACH = 0x1000, 1 << 18, 1 << 20, 2
 _MAKER = Path(__file__).with_name("nsmaker.py")
 _MAKER_PATIENCE = 10.0
 """Seconds for one namespace; measured 4 ms."""
+_MOST_NETLINKS = 16
+"""rtnetlink sockets that are kept, for a namespace each; opening one costs 0.4 ms."""
 _IDLE = 5.0
 """Seconds without a new namespace after which the helper process is ended."""
 
@@ -97,6 +99,8 @@ class Namespaces:
     def __init__(self, pins: Path) -> None:
         self._pins = pins
         self._kept: dict[str, _Kept] = {}
+        self._recent: list[str] = []
+        """Whose rtnetlink sockets were used last, the newest at the end."""
         self._current: str | None = None
         self._queue: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
@@ -130,7 +134,7 @@ class Namespaces:
         return future.result()
 
     def netlink(self, ns: str, work: Callable[[IPRoute], T]) -> T:
-        """`call` with the namespace's rtnetlink socket, which is kept open for the next time.
+        """`call` with the namespace's rtnetlink socket, which is kept open for a while.
 
         The socket is only for `work`: it belongs to the thread.
         """
@@ -146,13 +150,14 @@ class Namespaces:
         """`work` with the socket that `make` opened inside `ns`, kept for the next time.
 
         It stays where it was opened, so nobody has to go there for what is done often. It belongs
-        to the thread, and is closed before the namespace is removed.
+        to the thread, does not block, and is closed before the namespace is removed.
         """
 
         def use() -> T:
             kept = self._keep(ns)
             if purpose not in kept.sockets:
-                kept.sockets[purpose] = self._inside(ns, make)
+                made = self._inside(ns, make)
+                kept.sockets[purpose] = descriptors.keep_socket(made)
             return work(kept.sockets[purpose])
 
         return self.call(_HOST, use)
@@ -299,7 +304,8 @@ class Namespaces:
                     "C311", f"there is no network namespace {ns}", hint="chainctl up makes it again"
                 )
             pin = f"/proc/self/fd/{self._host}" if ns == _HOST else self._pins / ns
-            kept = self._kept[ns] = _Kept(os.open(pin, os.O_RDONLY | os.O_CLOEXEC), inode)
+            opened = descriptors.keep(os.open(pin, os.O_RDONLY | os.O_CLOEXEC))
+            kept = self._kept[ns] = _Kept(opened, inode)
         return kept
 
     def _netlink(self, ns: str) -> IPRoute:
@@ -308,7 +314,20 @@ class Namespaces:
             kept.netlink = IPRoute(ext_ack=True, use_event_loop=self._loop)
             # IPRoute forgets to say whether nlm_request answers with a generator.
             kept.netlink.status["nlm_generator"] = False
+        self._recent = [*(other for other in self._recent if other != ns), ns]
+        if len(self._recent) > _MOST_NETLINKS:
+            # Whoever is in the middle of using one has got it a moment ago.
+            unused = self._kept.get(self._recent.pop(0))
+            if unused is not None:
+                self._close_netlink(unused)
         return kept.netlink
+
+    def _close_netlink(self, kept: _Kept) -> None:
+        if kept.netlink is not None:
+            kept.netlink.close()
+            kept.netlink = None
+            # The transport lets go of its socket in the loop's next round.
+            self._loop.run_until_complete(asyncio.sleep(0))
 
     def _forget(self, ns: str) -> None:
         kept = self._kept.pop(ns, None)
@@ -316,10 +335,7 @@ class Namespaces:
             return
         for kept_socket in kept.sockets.values():
             kept_socket.close()
-        if kept.netlink is not None:
-            kept.netlink.close()
-            # The transport lets go of its socket in the loop's next round.
-            self._loop.run_until_complete(asyncio.sleep(0))
+        self._close_netlink(kept)
         os.close(kept.descriptor)
 
     def _create(self, name: str, settings: Mapping[str, str]) -> None:

@@ -27,7 +27,7 @@ from collections.abc import Callable, Collection, Container, Sequence
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address
 
-from chainctl.host import clock
+from chainctl.host import clock, descriptors
 from chainctl.host.counters import LinkCounters
 from chainctl.host.netns import Namespaces
 from chainctl.model.parts import NsName
@@ -262,6 +262,7 @@ class Sniffer:
 
     def watch_end(self, key: str, pidfd: int, ended: Callable[[], None]) -> None:
         """Call `ended` once when the process of `pidfd` ends; takes the descriptor over."""
+        pidfd = descriptors.keep(pidfd)
         with self._changed:
             self._drop_end(key)
             self._ends[key] = pidfd
@@ -614,4 +615,4 @@ def _open(place: Place) -> tuple[socket.socket, LinkCounters]:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, place.link.encode())
     sock.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _IP_PMTUDISC_PROBE)
     sock.bind((str(place.address), 0))
-    return sock, LinkCounters()
+    return descriptors.keep_socket(sock), LinkCounters()

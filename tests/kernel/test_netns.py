@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import os
+import resource
 import socket
 import struct
 import subprocess
@@ -17,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from chainctl.errors import MendHost
-from chainctl.host import nft, sysctl
+from chainctl.host import descriptors, nft, sysctl
 from chainctl.host.netns import FORWARDING, SETTINGS, Namespaces
 from chainctl.net import rtnl
 
@@ -318,6 +319,38 @@ def _helpers() -> list[int]:
         for pid in children.split()
         if b"nsmaker" in Path(f"/proc/{pid}/cmdline").read_bytes()
     ]
+
+
+def test_what_is_kept_of_many_leaves_room_for_who_can_count_to_1024_only(
+    namespaces: Namespaces,
+) -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    descriptors.allow_all()
+
+    def low() -> int:
+        numbers = [int(entry.name) for entry in Path("/proc/self/fd").iterdir()]
+        return sum(number < descriptors.FIRST for number in numbers)
+
+    def has_loopback(name: str) -> bool:
+        return namespaces.netlink(name, lambda route: rtnl.read_link(route, "lo")) is not None
+
+    def socket_inside() -> socket.socket:
+        return socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+
+    try:
+        names = [f"many.{number}" for number in range(40)]
+        namespaces.create(names[0])
+        assert has_loopback(names[0])
+        few = low()
+        for name in names:
+            namespaces.create(name)
+            assert has_loopback(name)
+            namespaces.with_socket(name, "some", socket_inside, lambda _: None)
+        assert low() - few < 20
+        # Also those whose socket was closed meanwhile.
+        assert has_loopback(names[0])
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 def test_the_helper_goes_when_it_is_not_needed_though_other_work_is(
