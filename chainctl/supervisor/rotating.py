@@ -38,9 +38,9 @@ from chainctl.supervisor.resolve import resolve
 from chainctl.supervisor.rotation import Options, Rotations
 from chainctl.supervisor.sniffer import Place, Reading, Sniffer
 from chainctl.supervisor.verdict import (
-    FRESH,
     Evidence,
     Verdict,
+    is_failing,
     judge_answering,
     judge_silent,
     outermost_dead,
@@ -545,7 +545,7 @@ class Rotating(Connecting):
     def verdict(self, chain: Chain, hop: Hop) -> Verdict | None:
         """What is wrong with a hop whose outer hops are fine; None: nothing. From any thread."""
         evidence = self._evidence(chain, hop)
-        silent = evidence.now - evidence.reading.last_heard >= FRESH
+        silent = is_failing(evidence.reading, evidence.now)
         return self._silence(chain, hop) if silent else judge_answering(evidence)
 
     def _silence(self, chain: Chain, hop: Hop) -> Verdict:

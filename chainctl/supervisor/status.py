@@ -11,7 +11,7 @@ from chainctl.model.chain import Chain, Engine, Hop
 from chainctl.store.journal import Wanted
 from chainctl.supervisor.machine import Machine
 from chainctl.supervisor.sniffer import Reading
-from chainctl.supervisor.verdict import FRESH, Verdict
+from chainctl.supervisor.verdict import Verdict, is_failing
 from chainctl.supervisor.worker import GATE_TIMEOUT, Outlook, State, Worker
 
 _NOTHING_KNOWN = Outlook(
@@ -70,7 +70,7 @@ def _why(
         return {"code": "C425", "text": worker.uplink_fault, "hint": "connect the uplink"}
     for hop in state.chain.hops if state.chain else ():
         reading = readings.get(hop.name, Reading())
-        if now - reading.last_heard >= FRESH:
+        if is_failing(reading, now):
             text = f"nothing leaves until {hop.name} answers"
             return {"code": "C410", "text": text, "hint": f"chainctl explain {wanted.name}"}
     return {"code": "N503", "text": "not proved yet", "hint": ""}
@@ -93,7 +93,7 @@ def _hops(
     entries, fault = [], ""
     for hop in chain.hops:
         reading = readings.get(hop.name, Reading())
-        silent = now - reading.last_heard >= FRESH
+        silent = is_failing(reading, now)
         entry = _hop(chain, hop, reading, now)
         if fault and silent:
             entry |= {"verdict": "waiting", "evidence": f"on {fault}"}

@@ -16,6 +16,16 @@ RECEIVES = 3.0
 only one direction works."""
 
 
+def is_failing(reading: Reading, now: float) -> bool:
+    """It was never heard, or was asked and has not answered. One that is not asked because the
+    hops inside it answer is not silent, also for a moment after they stop.
+    """
+    if not reading.last_heard:
+        return True
+    silent_since = reading.silent_since
+    return bool(silent_since) and now - max(silent_since, reading.last_heard) >= FRESH
+
+
 def outermost_dead(
     readings: Sequence[Reading], now: float, *, threshold: float = DEAD
 ) -> int | None:

@@ -47,7 +47,7 @@ from chainctl.supervisor.rotating import Rotating
 from chainctl.supervisor.rotation import Rotations
 from chainctl.supervisor.sniffer import Reading, Sniffer
 from chainctl.supervisor.ticks import Ticks
-from chainctl.supervisor.verdict import FRESH, outermost_dead
+from chainctl.supervisor.verdict import FRESH, is_failing, outermost_dead
 from chainctl.supervisor.words import describe_part, describe_plan, hop_of
 
 _MOST_ADDRESSES = 3
@@ -834,7 +834,7 @@ class Worker(Rotating):
         """The outermost hop that is silent; the ones inside it wait for it."""
         now = clock.boot_seconds()
         for hop in chain.hops:
-            if now - self._sniffer.reading(self._key(hop)).last_heard >= FRESH:
+            if is_failing(self._sniffer.reading(self._key(hop)), now):
                 return hop
         return None
 

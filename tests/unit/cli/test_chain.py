@@ -35,9 +35,9 @@ from chainctl.supervisor.sniffer import Reading
 from chainctl.supervisor.status import _hops
 from chainctl.supervisor.suspicion import Behaviour
 from chainctl.supervisor.verdict import (
-    FRESH,
     Evidence,
     Verdict,
+    is_failing,
     judge_answering,
     judge_silent,
 )
@@ -59,7 +59,14 @@ _FINE = Reading(
 )
 _LOSSY = replace(_FINE, recent=(121, 60), behaviour=Behaviour(0.0141, loss=0.5))
 _UNHEARD = Reading(sent=3, unanswered=3)
-_SILENT = replace(_FINE, sent=541, recent=(541, 500), last_heard=NOW - 14.0, unanswered=41)
+_SILENT = replace(
+    _FINE,
+    sent=541,
+    recent=(541, 500),
+    last_heard=NOW - 14.0,
+    silent_since=NOW - 13.8,
+    unanswered=41,
+)
 
 
 _OUTLOOK = {
@@ -73,8 +80,9 @@ def _judge(known: dict[str, Reading], number: int) -> Verdict | None:
     names = list(known)
     outer = names[number - 2] if number > 1 else ""
     evidence = Evidence(known[names[number - 1]], NOW, outer=outer, loss_allowed=0.2)
-    silent = NOW - evidence.reading.last_heard >= FRESH
-    return judge_silent(evidence) if silent else judge_answering(evidence)
+    return (
+        judge_silent(evidence) if is_failing(evidence.reading, NOW) else judge_answering(evidence)
+    )
 
 
 def _chain(posture: str = "open", **readings: Reading) -> Facts:

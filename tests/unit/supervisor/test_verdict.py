@@ -17,6 +17,7 @@ from chainctl.supervisor.suspicion import Behaviour
 from chainctl.supervisor.verdict import (
     RECEIVES,
     Evidence,
+    is_failing,
     judge_answering,
     judge_silent,
     outermost_dead,
@@ -42,6 +43,21 @@ def silent(since: float, *, until: float = NOW) -> Reading:
         questions=asked[-64:],
         unanswered=len(asked),
     )
+
+
+def test_a_hop_that_is_not_asked_does_not_fail() -> None:
+    """Those outside the exit are left in peace while it answers, and are silent meanwhile."""
+    assert not is_failing(answering(last_heard=NOW - 9), NOW)
+    just_asked = replace(answering(last_heard=NOW - 9), silent_since=NOW - 1.9, unanswered=3)
+    assert not is_failing(just_asked, NOW)
+    assert is_failing(just_asked, NOW + 0.1)
+    through_a_hop_inside = replace(just_asked, last_heard=NOW - 1)
+    assert not is_failing(through_a_hop_inside, NOW + 0.1)
+
+
+def test_a_hop_never_heard_fails() -> None:
+    assert is_failing(Reading(), NOW)
+    assert is_failing(Reading(sent=1, unanswered=1, silent_since=NOW - 0.1), NOW)
 
 
 def test_nobody_is_blamed_while_all_answer() -> None:
