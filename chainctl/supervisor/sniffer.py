@@ -191,6 +191,10 @@ class _Watch:
     """That of the hop that carries all of the chain's traffic; None: this one."""
     asked: float = 0.0
     """Boot time of the last question of its own."""
+    begun: float = 0.0
+    """Boot time of the first answer ever. Questions asked before may have waited for the tunnel to
+    be there: they say nothing of how fast it is and what it loses.
+    """
     through: float = 0.0
     """Boot time of the last answer to a question through a hop further inside."""
     alarm: Callable[[], None] = lambda: None
@@ -540,6 +544,10 @@ class Sniffer:
         sent_at, question, size = watch.pending[sequence]
         now = clock.boot_seconds()
         rtt, reading = now - sent_at, watch.reading
+        if not watch.begun:
+            watch.begun = now
+            watch.tally.excuse(reading.unanswered)
+        waited = sent_at <= watch.begun
         lost = {
             at for at, _, of in watch.pending.values() if not of and reading.answered < at < sent_at
         }
@@ -548,7 +556,7 @@ class Sniffer:
             number: asked for number, asked in watch.pending.items() if asked[0] != sent_at
         }
         watch.works, watch.late = question, math.inf
-        if not size:
+        if not size and not waited:
             watch.tally.heard(now)
         watch.reading = replace(
             reading,
@@ -559,7 +567,11 @@ class Sniffer:
             back_since=now if _was_away(reading, now) else reading.back_since,
             unanswered=0,
             questions=(),
-            behaviour=reading.behaviour.after(rtt, len(lost)),
+            behaviour=(
+                reading.behaviour.at_most(rtt)
+                if waited
+                else reading.behaviour.after(rtt, len(lost))
+            ),
             sizes=reading.sizes | {size} if size else reading.sizes,
         )
         for outer in watch.outer:

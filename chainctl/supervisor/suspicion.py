@@ -65,6 +65,14 @@ class Behaviour:
         usual = self.usual + (rtt - self.usual) / 256
         return Behaviour(self.mean + (rtt - self.mean) / 8, deviation, loss, usual)
 
+    def at_most(self, rtt: float) -> Behaviour:
+        """An answer came after `rtt` seconds, of which it waited nobody knows how many for the
+        tunnel to be there.
+        """
+        if self.mean and self.mean <= rtt:
+            return self
+        return Behaviour(rtt, rtt / 2, usual=rtt)
+
     @property
     def one_way_loss(self) -> float:
         """A question and its answer are two packets."""

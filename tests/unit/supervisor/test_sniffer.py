@@ -270,8 +270,24 @@ def test_traffic_that_is_not_returned_is_asked_about_at_once(wire: Wire, sniffer
 def test_loss_is_that_of_the_last_minutes(wire: Wire, sniffer: Sniffer) -> None:
     sniffer.watch("home/guard", wire.place())
     _until(lambda: sniffer.reading("home/guard").recent[1] >= 3)
+    asked, heard = sniffer.reading("home/guard").recent
+    assert heard <= asked <= heard + 1
+
+
+def test_what_was_asked_before_the_tunnel_was_there_is_not_lost(
+    wire: Wire, sniffer: Sniffer
+) -> None:
+    wire.server("ip link set far0 down")
+    sniffer.watch("home/guard", wire.place())
+    sniffer.prove("home/guard", patience=0.5)
+    wire.server("ip link set far0 up")
+    sniffer.prove("home/guard", patience=PATIENCE)
+    _until(lambda: sniffer.reading("home/guard").recent[1] >= 3)
     reading = sniffer.reading("home/guard")
-    assert reading.recent == (reading.sent, reading.heard)
+    asked, heard = reading.recent
+    assert reading.sent > heard + 5
+    assert asked <= heard + 1
+    assert reading.behaviour.loss == 0
 
 
 def test_the_hops_outside_are_asked_when_the_innermost_falls_silent(

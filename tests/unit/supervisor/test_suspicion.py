@@ -103,6 +103,16 @@ def test_the_first_answer_is_believed_at_once() -> None:
     assert 0.5 < NEVER_HEARD.late < 1.5
 
 
+@given(st.lists(rtts, min_size=1))
+def test_answers_that_waited_for_the_tunnel_are_believed_when_they_are_fast(
+    waited: list[float],
+) -> None:
+    behaviour = NEVER_HEARD
+    for rtt in waited:
+        behaviour = behaviour.at_most(rtt)
+    assert behaviour == learned((min(waited), 0))
+
+
 def test_phi_is_the_chance_of_so_long_a_silence() -> None:
     """Of a normal distribution 0.13 % lie beyond 3 deviations, and 1e-9 beyond 6."""
     steady = Behaviour(1.0, 0.5)
