@@ -14,7 +14,7 @@ from functools import cached_property
 from ipaddress import IPv4Address, IPv4Network
 from typing import Protocol
 
-from tests.leak.frames import ARP, ICMP, IPV4, TCP, Packet, addresses, quoted
+from tests.leak.frames import ARP, ICMP, IPV4, TCP, UDP, Packet, addresses, quoted
 
 
 class Allowed(Protocol):
@@ -116,6 +116,27 @@ class Farewell:
         header = data[packet.body : packet.end]
         ends = len(header) >= 20 and header[13] & (_FIN | _RST)
         return bool(ends) and len(header) == header[12] >> 4 << 2
+
+
+@dataclass(frozen=True)
+class Late:
+    """A datagram that one of these servers still sends into a tunnel of an earlier chain, which
+    it has not given up yet, or the ICMP error that tells it so. Nothing to a server is legal by
+    this but that error.
+    """
+
+    senders: frozenset[str]
+
+    def permits(self, data: bytes, packet: Packet) -> bool:
+        if packet.ethertype != IPV4 or packet.options or packet.fragment:
+            return False
+        quote = quoted(data, packet)
+        if quote is None:
+            return self._is_of_one(packet)
+        return quote.source == packet.destination and self._is_of_one(quote)
+
+    def _is_of_one(self, packet: Packet) -> bool:
+        return packet.protocol == UDP and str(IPv4Address(packet.source)) in self.senders
 
 
 _FIN, _RST = 1, 4

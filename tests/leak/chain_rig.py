@@ -45,6 +45,7 @@ from tests.leak.allow import (
     Hidden,
     IcmpErrorAbout,
     Inside,
+    Late,
     Layer,
 )
 from tests.leak.canary import ODD, PLAIN, Dns, Expect, Frames, Udp
@@ -144,6 +145,8 @@ class ChainRig:
         """Hop 1's address towards the host."""
         self.servers = [lab.server(number) for number in range(1, HOPS + 1)]
         """Whom the chain uses, guard first."""
+        self.former: set[str] = set()
+        """Addresses of servers that an earlier chain of the same lab used."""
 
     @property
     def endpoints(self) -> list[tuple[str, int]]:
@@ -421,6 +424,10 @@ class ChainRig:
         tcp = (each for each in self.lab.servers if each.plan.via == "tcp")
         return Farewell(frozenset(str(server.plan.uplink.ip) for server in tcp))
 
+    @property
+    def _late(self) -> Late:
+        return Late(frozenset(self.former - {address for address, _ in self.endpoints}))
+
     def _watch_server(self, oracle: Oracle, hop: int, may: Passing) -> None:
         """The line of a server: the tuple it serves, the one it passes on, and what comes out."""
         server, _ = self.endpoints[hop - 1]
@@ -440,7 +447,7 @@ class ChainRig:
         naked = may.naked and hop == 1
         oracle.watch(
             *(self.path("internet"), self.servers[hop - 1].name, f"server{hop}"),
-            allow=[Arp(server, _router(server)), *flows, *errors, self._farewell],
+            allow=[Arp(server, _router(server)), *flows, *errors, self._farewell, self._late],
             hides=[
                 *(_LAN, _TUNNELS, *([] if naked else [_LEGS])),
                 *(self.layer(inner) for inner in range(hop + 2, HOPS + 1)),

@@ -44,6 +44,7 @@ def _forget_connections() -> None:
 
 def take(rig: ChainRig, mix: tuple[str, ...]) -> None:
     """Write the chain file that uses these kinds of servers, guard first."""
+    rig.former |= {address for address, _ in rig.endpoints}
     rig.servers = [
         next(s for s in rig.lab.servers if (s.plan.hop, s.plan.via) == (hop, way))
         for hop, way in enumerate(mix, start=1)

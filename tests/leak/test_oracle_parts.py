@@ -21,6 +21,7 @@ from tests.leak.allow import (
     Flow,
     IcmpErrorAbout,
     Inside,
+    Late,
     Layer,
     legal,
 )
@@ -281,3 +282,17 @@ def test_a_server_may_say_goodbye_and_nothing_more(
     head = struct.pack(">BBHHHBBH4s4s", 0x45, 0, 20 + len(segment), 0, 0, 64, 6, 0, *ends)
     frame = bytes(12) + b"\x08\x00" + head + segment
     assert Farewell(frozenset(["5.8.0.10"])).permits(frame, parse(frame)) is may
+
+
+def test_a_server_of_an_earlier_chain_may_send_and_be_told_that_nobody_is_there() -> None:
+    def unreachable(frame: bytes) -> bytes:
+        ends = parse(frame)
+        error = icmp(3, 3, bytes(4), frame[14 : 14 + 28])
+        return ethernet(ipv4(str(IPv4Address(ends.destination)), A, ICMP, error))
+
+    late = Late(frozenset([A]))
+    sent, answer = datagram(), datagram(source=B, destination=A)
+    judged = {frame: late.permits(frame, parse(frame)) for frame in (sent, answer)}
+    assert judged == {sent: True, answer: False}
+    assert late.permits(unreachable(sent), parse(unreachable(sent)))
+    assert not late.permits(unreachable(answer), parse(unreachable(answer)))
