@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import secrets
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,13 +19,15 @@ from typing import Any
 
 import click
 
-from chainctl.errors import LookAgain
+from chainctl.errors import LookAgain, MendFile
 from chainctl.lab.lab import Lab, Server
 from chainctl.lab.layout import GATEWAY, TARGET, LabSpec
 from chainctl.lab.making import PROGRAMS
 from chainctl.lab.wireguard_go import find_wireguard_go
 from chainctl.settings import Settings
 
+_PREFIX = "chainctl-demo-"
+"""Of the folder for the chain file and the profiles, which is what marks a demo's lab."""
 _PATIENCE = 30.0
 _MARKED = 200
 """Datagrams with a marker that the client sends while the wires are watched."""
@@ -51,13 +55,48 @@ def demo(name: str) -> None:
     """Show a three-hop chain at work in a small fake internet; leaves nothing behind."""
     begun = time.monotonic()
     settings = Settings.load()
-    with tempfile.TemporaryDirectory(prefix="chainctl-demo-") as folder:
+    _take_away_what_was_left(name)
+    with tempfile.TemporaryDirectory(prefix=_PREFIX) as folder, _held(Path(folder)):
         _say("A small internet in network namespaces: three VPN servers, two spares, a web site")
         spec = LabSpec(name)
         go = find_wireguard_go(settings.image_dir)
         with Lab.create(spec, Path(folder) / name, wireguard_go=go) as lab:
             _show(lab)
     _say(f"Everything is gone again. It took {time.monotonic() - begun:.0f} s.")
+
+
+def _take_away_what_was_left(name: str) -> None:
+    """Of a demo that was killed. Another lab of the name, or one that is being shown, stays."""
+    try:
+        left = Lab.load(name)
+    except MendFile:
+        return
+    folder = left.directory.parent
+    if folder.name.startswith(_PREFIX) and not _is_held(folder):
+        _say("Taking away what a demo has left that was killed")
+        left.down()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """Locked until this process ends, however it ends."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _is_held(folder: Path) -> bool:
+    try:
+        with _held(folder):
+            return False
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        return False
 
 
 def _show(lab: Lab) -> None:
