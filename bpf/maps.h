@@ -71,9 +71,13 @@ struct {
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } port_class SEC(".maps");
 
+/*
+ * Room for twice the 65 536 rules that are promised: the kernel takes as many buckets as entries,
+ * and in a full table nearly every look-up in vain reads somebody else's entry first.
+ */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 65536);
+	__uint(max_entries, 131072);
 	__type(key, struct policy_key);
 	__type(value, struct policy_rule);
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
