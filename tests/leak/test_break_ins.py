@@ -14,6 +14,7 @@ import pytest
 from tests.leak.allow import Anything
 from tests.leak.canary import KINDS, Expect, Frames, Udp
 from tests.leak.chain_rig import (
+    CLIENT,
     ECHO,
     HOPS,
     TARGET_ADDRESS,
@@ -22,7 +23,7 @@ from tests.leak.chain_rig import (
     Passing,
     endure,
 )
-from tests.leak.frames import UDP, Packet, ethernet, ipv4, udp
+from tests.leak.frames import TCP, UDP, Packet, ethernet, ipv4, tcp, udp
 from tests.leak.namespace import send_frame
 from tests.leak.oracle import Oracle
 from tests.waiting import wait_until
@@ -32,6 +33,9 @@ pytestmark = pytest.mark.root
 INTRUDER = Path(__file__).parents[1] / "kernel" / "intruder.py"
 LONG = 60.0
 """Seconds for which a test keeps a gate open; it shuts it by letting the supervisor go on."""
+
+
+_FIN, _SYN = 1, 2
 
 
 class Marked:
@@ -176,6 +180,50 @@ def test_a_hops_administrator_reaches_nothing_else(chain: ChainRig, oracle: Orac
 
 
 # Rules without which it leaks.
+
+
+_COUNTING = """
+    table ip counting {
+        counter odd {}
+        counter own {}
+        counter translated {}
+        chain came {
+            type filter hook prerouting priority -500;
+            iifname "in0" tcp flags & (fin | syn) == fin | syn counter name odd
+        }
+        chain goes {
+            type filter hook postrouting priority 500;
+            oifname "tunA" ip saddr 192.168.10.0/24 counter name own
+            oifname "tunA" udp dport 7 ip saddr != 192.168.10.0/24 counter name translated
+        }
+    }
+"""
+
+
+def test_nft_alone_lets_nothing_untranslated_into_the_last_tunnel(chain: ChainRig) -> None:
+    """Conntrack makes nothing of SYN with FIN, and without its mark there is no way out."""
+    exit_hop = f"hop{HOPS}"
+    segment = tcp(CLIENT, 4000, TARGET_ADDRESS, ECHO, b"odd", flags=_SYN | _FIN)
+    datagram = udp(CLIENT, 4000, TARGET_ADDRESS, ECHO, b"even")
+    gateway = bytes.fromhex(chain.gateway_mac().replace(":", ""))
+
+    def send(protocol: int, payload: bytes) -> bool:
+        packet = ipv4(CLIENT, TARGET_ADDRESS, protocol, payload)
+        frame = ethernet(packet, destination=gateway)
+        return chain.inside("client", partial(send_frame, "eth0", frame))
+
+    def counted() -> dict[str, int]:
+        listed = json.loads(chain.run(exit_hop, "nft", "-j", "list", "counters"))["nftables"]
+        counters = (each["counter"] for each in listed if "counter" in each)
+        return {each["name"]: each["packets"] for each in counters}
+
+    chain.nft(exit_hop, _COUNTING)
+    for _ in range(10):
+        assert send(TCP, segment)
+        assert send(UDP, datagram)
+    wait_until(lambda: counted()["translated"] == counted()["odd"] == 10)
+    assert counted()["own"] == 0
+    chain.nft(exit_hop, "delete table ip counting")
 
 
 def test_an_open_connection_does_not_outlive_the_gate(chain: ChainRig, oracle: Oracle) -> None:
