@@ -56,6 +56,8 @@ _EACH = {
     "proxy_arp": "0",
     "arp_ignore": "2",
     "arp_announce": "2",
+    # A gateway that comes up says so: who asked for it in vain asks again only after a while.
+    "arp_notify": "1",
 }
 # A VPN client over TCP comes back from the same port: what is left of the connection before
 # must not hold it. The defaults are up to minutes.

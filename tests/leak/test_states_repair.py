@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -10,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.leak.chain_rig import ChainRig, Fault, endure
+from tests.leak.chain_rig import GATEWAY_ADDRESS, ChainRig, Fault, endure
 from tests.leak.oracle import ANY, Oracle
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.root
 
@@ -101,6 +103,25 @@ def test_links(chain: ChainRig, oracle: Oracle) -> None:
         Fault("a link too much", add_way_out, ("foreign interface evil0",)),
     ]
     endure(chain, oracle, faults)
+
+
+def test_a_gateway_that_is_back_tells_devices_that_looked_for_it(chain: ChainRig) -> None:
+    """Who asked for its address in vain would wait for up to a second otherwise, or for ever."""
+    wrong = "02:00:00:00:00:99"
+    chain.run(
+        *("client", "ip", "neigh", "replace", GATEWAY_ADDRESS, "lladdr", wrong),
+        *("nud", "stale", "dev", "eth0"),
+    )
+
+    def believed() -> str:
+        (known,) = json.loads(chain.run("client", "ip", "-j", "neigh", "show", GATEWAY_ADDRESS))
+        return str(known["lladdr"])
+
+    assert believed() == wrong
+    mended = chain.mended("lan0")
+    chain.run("gateway", "ip", "link", "delete", "lan0")
+    wait_until(mended)
+    assert believed() == chain.gateway_mac()
 
 
 def test_clients_and_namespaces(chain: ChainRig, oracle: Oracle) -> None:
