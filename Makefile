@@ -36,11 +36,11 @@ check: ## lint, types, import directions, form of the C code, what may not be co
 	clang-format --dry-run -Werror $$(git ls-files '*.c' '*.h')
 	.venv/bin/python scripts/check_tree.py
 
-test: need-root ## run all tests, those with real namespaces too (ARGS= for pytest)
+test: need-root ## run all tests, those with real namespaces too (ARGS= for pytest, -n0 for one at a time)
 	@scripts/setup.sh run build test
 	@$(MAKE) --no-print-directory -C bpf
 	@.venv/bin/chainctl images build
-	@$(PYTEST) -m 'not vm' $(ARGS)
+	@$(PYTEST) -m 'not vm' -n 2 --dist loadfile $(ARGS)
 
 test-fast: ## run the tests that need no root (ARGS= for pytest)
 	@scripts/setup.sh

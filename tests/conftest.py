@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import secrets
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +13,9 @@ from hypothesis import settings
 # How long one example takes says more about the machine's load than about the code.
 settings.register_profile("chainctl", deadline=None)
 settings.load_profile("chainctl")
+
+# Chosen before there are workers, so that all of them have the same one, and say it in test names.
+os.environ.setdefault("CHAINCTL_SEED", str(secrets.randbelow(1 << 31)))
 
 Golden = Callable[[Path, str], None]
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 import random
-import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +31,7 @@ pytestmark = [
 ]
 
 EVERYTHING = os.environ.get("CHAINCTL_SWEEP") == "all"
-SEED = int(os.environ.get("CHAINCTL_SEED", secrets.randbelow(1 << 31)))
+SEED = int(os.environ["CHAINCTL_SEED"])
 KILLS = 2
 """Beside the one at the switch, where not everything is killed."""
 FLOOD = Udp(*ECHO, count=80_000, rate=200)
