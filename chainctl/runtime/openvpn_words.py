@@ -68,7 +68,8 @@ def parse_traffic(line: str) -> tuple[int, int]:
 def read_log(lines: Iterable[str]) -> Account:
     """Of the answer to `log all`, `time,flags,text` each, oldest first."""
     account = Account()
-    heard = pushed = explained = False  # All in the attempt that is read just now.
+    pushed = explained = False  # Both in the attempt that is read just now, as is `heard`.
+    heard = True  # Unless it is seen to begin: the oldest lines of a long log are gone.
     for line in lines:
         time, _, text = (*line.split(",", 2), "", "")[:3]
         if text.startswith(_PUSH):
@@ -81,7 +82,9 @@ def read_log(lines: Iterable[str]) -> Account:
         if "Initialization Sequence Completed" in text:
             account = replace(account, said=None)
         elif _NEW_ATTEMPT.search(text):
-            heard = pushed = explained = False
+            pushed = explained = False
+        elif "TCP connection established with" in text:
+            heard = False
         elif "TLS: Initial packet from" in text:
             heard = True
         said = _explain(text, heard=heard)
