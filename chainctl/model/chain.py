@@ -57,6 +57,10 @@ class Slot(Enum):
     B = 2
 
     @property
+    def other(self) -> Slot:
+        return Slot.B if self is Slot.A else Slot.A
+
+    @property
     def link(self) -> str:
         return f"tun{self.name}"
 

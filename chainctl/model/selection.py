@@ -24,7 +24,12 @@ class HopSelection:
     @property
     def spare(self) -> Slot:
         """The slot that does not carry traffic."""
-        return Slot.B if self.active is Slot.A else Slot.A
+        return self.active.other
+
+    @property
+    def is_twice(self) -> bool:
+        """Both tunnels are to the same server: a client begins anew beside the one that ended."""
+        return self.servers.get(self.spare) == self.server != ""
 
     def with_candidate(self, server: str) -> HopSelection:
         """`server` comes up beside the active one."""

@@ -239,16 +239,19 @@ def _kernel_rules(ns: NsName) -> Iterator[Part]:
 def _routes_by_link(chain: Chain) -> Iterator[Part]:
     for hop in chain.hops:
         ns = chain.namespace(hop)
-        for tunnel in hop.tunnels:
+        # Both tunnels may end at one address, on two ports or with two clients.
+        for server in dict.fromkeys(tunnel.endpoint for tunnel in hop.tunnels):
+            over_tcp = any(each.protocol == TCP for each in hop.tunnels if each.endpoint == server)
             yield Route(
                 ns,
                 MAIN_TABLE,
-                IPv4Network(tunnel.endpoint),
+                IPv4Network(server),
                 "out0",
                 source=chain.out_leg(hop),
                 # A TCP tunnel's segments have to fit, since nobody on the way may say they do not.
-                mtu=chain.outer_mtu(hop) if tunnel.protocol == TCP else None,
+                mtu=chain.outer_mtu(hop) if over_tcp else None,
             )
+        for tunnel in hop.tunnels:
             yield Route(ns, tunnel.slot.table, ANYWHERE, tunnel.slot.link)
         if hop is chain.exit:
             for network in chain.clients:

@@ -20,6 +20,7 @@ from chainctl.model.openvpn import OpenVpnConfig
 from chainctl.model.pushed import Pushed, objection
 from chainctl.runtime.openvpn import OpenVpnStatus
 from chainctl.store.journal import Journal
+from chainctl.supervisor.ended import Line
 from chainctl.supervisor.gather import Gathered, remember_pushed
 from chainctl.supervisor.machine import Machine
 from chainctl.supervisor.sniffer import Reading
@@ -56,6 +57,8 @@ class Connecting(ABC):
     _gathered: Gathered | None
     _login_refused = False
     """The newest candidate failed for that."""
+    _connected: dict[Line, float]
+    """Since when each client is connected, or was when it ended; seconds since 1970."""
 
     @property
     @abstractmethod
@@ -104,6 +107,7 @@ class Connecting(ABC):
         """Make a fact of what the server said, if it can be one. Raises ChangeServer C419."""
         address = status.state.address
         assert address is not None, "only asked when it is there"
+        self._connected[tunnel.endpoint, chain.source_port(hop, tunnel.slot)] = status.state.since
         elsewhere = self._elsewhere(chain)
         wrong = objection(address, elsewhere)
         if wrong is not None:
@@ -163,7 +167,7 @@ class Connecting(ABC):
         """Let clients go on that lost their connection and wait; the outermost hop with a tunnel
         whose address is no longer the one the chain knows.
         """
-        changed = None
+        changed, way_is_there = None, True
         for hop in chain.hops:
             for tunnel in hop.tunnels:
                 if tunnel.engine is not Engine.OPENVPN:
@@ -171,8 +175,15 @@ class Connecting(ABC):
                 status = self._machine.openvpn_status(chain, hop, tunnel)
                 if status is None:
                     continue
-                if (status.waits or status.asks) and _may_go_on(status, clock.wall_seconds()):
+                if status.handshake is not None:
+                    line = tunnel.endpoint, chain.source_port(hop, tunnel.slot)
+                    self._connected[line] = status.handshake
+                wants = (status.waits or status.asks) and way_is_there
+                if wants and (
+                    _may_go_on(status, clock.wall_seconds()) or self._was_cut(chain, hop, status)
+                ):
                     self._machine.go_on(chain, hop, tunnel)
+                way_is_there &= tunnel != hop.tunnel or status.handshake is not None
                 if status.state.address not in (None, tunnel.address):
                     changed = changed or hop
                 if tunnel == hop.tunnel and self._is_stale(chain, hop, status):
@@ -201,16 +212,19 @@ class Connecting(ABC):
         if status is None:
             return False
         moved = self._has_moved(chain, hop)
-        # With another way to it, a server first refuses what is left of the connection before.
-        excused = status.state.why == "connection-reset" or (
-            moved and status.said is not None and status.said.fault is Fault.REFUSED
-        )
+        excused = status.state.why == "connection-reset" or self._was_cut(chain, hop, status)
         if status.said is not None and not excused:
             return False
         if status.waits or status.asks:
             self._machine.go_on(chain, hop, tunnel)
         silence = clock.boot_seconds() - self._reading(hop).last_heard
         return moved or (not status.handshake and silence < _GRACE)
+
+    def _was_cut(self, chain: Chain, hop: Hop, status: OpenVpnStatus) -> bool:
+        """With another way to it, a server refuses what is left of the connection before."""
+        said = status.said
+        refused = said is not None and said.fault is Fault.REFUSED
+        return refused and self._has_moved(chain, hop)
 
     def _has_moved(self, chain: Chain, hop: Hop) -> bool:
         """A hop outside it has had its server for a moment only."""

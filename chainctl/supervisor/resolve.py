@@ -151,9 +151,10 @@ def settle(
     for number, (hop, pool, chosen) in enumerate(zip(spec.hops, pools, earlier, strict=True)):
         servers = {chosen.active: used[number].server}
         spare = [each for each in pool if each.server == chosen.servers.get(chosen.spare)]
+        if used[number] in spare and not chosen.is_twice:
+            spare = []
         others = [each for taken in (used, spares) for at, each in taken.items() if at != number]
-        own = {used[number].address}
-        left = admissible(spare, others, own=own, rules=spec.independent)
+        left = admissible(spare, others, rules=spec.independent)
         if not isinstance(left, NoCandidate):
             spares[number] = left[0]
             servers[chosen.spare] = left[0].server

@@ -23,13 +23,14 @@ from chainctl.host import clock
 from chainctl.model.chain import Chain, Engine, Hop, Tunnel
 from chainctl.model.event import Event
 from chainctl.model.fault import Fault
-from chainctl.model.parts import Up
+from chainctl.model.parts import TCP, Up
 from chainctl.model.selection import HopSelection
 from chainctl.net.layout import layout
 from chainctl.runtime.openvpn import OpenVpnStatus
 from chainctl.spec.model import HopSpec
 from chainctl.supervisor.choose import Candidate
 from chainctl.supervisor.connecting import LOGIN_PAUSE, SLICE, Connecting
+from chainctl.supervisor.ended import is_free, line_of
 from chainctl.supervisor.execute import Executor, Progress
 from chainctl.supervisor.gather import Gathered
 from chainctl.supervisor.path_mtu import judge_sizes, sizes_to_try
@@ -63,6 +64,8 @@ _SETTLED = 60.0
 """Seconds in which a doubt does not lead back to the server that was left: no to and fro."""
 _LOSSY_FOR = 60.0
 """Seconds of more loss than allowed before a server is replaced for it."""
+_SUCCESSORS = 2
+"""Servers tried for a client that ended, before it is started anew in its place."""
 _UPLINK_PAUSE = 1.0
 """Seconds between two looks at an uplink that is down."""
 _SIZES_PATIENCE = 0.5
@@ -186,16 +189,58 @@ class Rotating(Connecting):
             chain, hop = self._chain, self._hop(hop.name)
         self._hold(hop, options.why or "no server of its pool answers")
 
-    def _standby_takes_over(self, chain: Chain, hop: Hop, verdict: Verdict) -> bool:
-        tunnel = self._standby(hop)
+    def _begin_elsewhere(self, chain: Chain, hop: Hop) -> bool:
+        """Have the standby of a hop whose client ended take over; without one, begin anew in the
+        other slot, with the same server or with the next. Whether that carries traffic now.
+        """
+        begun, server = time.monotonic(), hop.tunnel.server
+        if self._wish(hop).sessions == 1:
+            other = hop.active.other
+            self._begin_inside_anew(hop)
+            chosen = HopSelection(other, {other: server})
+            self._carry_out(self._known.with_selection(hop.name, chosen))
+            return True
+        tunnel = self._raise_another(chain, hop) if hop.candidate is None else None
+        tunnel = tunnel or self._warm_standby(hop)
         if tunnel is None:
             return False
-        reading = self._sniffer.reading(self._key(hop, tunnel))
-        if clock.boot_seconds() - reading.last_heard > _WARM:
+        switched = self._adjusted(self._chain, hop, HopSelection.switched)
+        if tunnel.server == server:
+            text = f"the VPN client of {server} ended; another one took its place"
+            self._say("repaired", text, hop=hop.name, code="N501")
+            self._excuse_inside(hop)
+        else:
+            self._replaced(hop, tunnel, planned=False, progress=_silent, begun=begun)
+        self._begin_inside_anew(hop)
+        self._cut_off(switched, hop)
+        self._retire(switched, hop)
+        return True
+
+    def _raise_another(self, chain: Chain, hop: Hop) -> Tunnel | None:
+        """In the hop's other slot, the same server first."""
+        line = line_of(chain, hop, hop.active.other)
+        again = [Candidate(hop.tunnel.server, hop.tunnel.endpoint)]
+        if not is_free(line, self._connected, clock.wall_seconds()):
+            again = []
+        may_change = self._rotations.may_change(self._known.spec, hop)
+        others = self._options(chain, hop).order if may_change else ()
+        for candidate in (*again, *others)[:_SUCCESSORS]:
+            tunnel = self._raise(self._chain, self._hop(hop.name), candidate, _CANDIDATE_PATIENCE)
+            if tunnel is not None:
+                return tunnel
+            self._drop_candidate(hop)
+            if self._login_refused:
+                return None
+        return None
+
+    def _standby_takes_over(self, chain: Chain, hop: Hop, verdict: Verdict) -> bool:
+        tunnel = self._warm_standby(hop)
+        if tunnel is None:
             return False
         begun = time.monotonic()
         switched = self._adjusted(chain, hop, HopSelection.switched)
         self._replaced(hop, tunnel, planned=False, progress=_silent, begun=begun)
+        self._begin_inside_anew(hop)
         self._cut_off(switched, hop)
         self._rotations.blame(hop, hop.tunnel.endpoint, verdict.fault)
         self._retire(switched, hop)
@@ -232,6 +277,7 @@ class Rotating(Connecting):
             switched = self._adjusted(chain, hop, HopSelection.switched)
             self._doubted[hop.name] = (doubt, hop.tunnel.server, now)
             self._replaced(hop, tunnel, planned=False, progress=_silent, begun=begun)
+            self._begin_inside_anew(hop)
             if hop.number == len(chain.hops):
                 self._cut_off(switched, hop)
                 self._retire(switched, hop)
@@ -242,6 +288,14 @@ class Rotating(Connecting):
 
     def _standby(self, hop: Hop) -> Tunnel | None:
         return hop.candidate if hop.name not in self._retiring else None
+
+    def _warm_standby(self, hop: Hop) -> Tunnel | None:
+        """One that was heard a moment ago."""
+        tunnel = self._standby(hop)
+        if tunnel is None:
+            return None
+        reading = self._sniffer.reading(self._key(hop, tunnel))
+        return tunnel if clock.boot_seconds() - reading.last_heard <= _WARM else None
 
     def _lost_standby(self, chain: Chain) -> Hop | None:
         """A hop whose standby is silent although the hop itself answers."""
@@ -404,6 +458,7 @@ class Rotating(Connecting):
             self._remember_path(trial, self._hop(hop.name), tunnel)
         switched = self._adjusted(trial, hop, HopSelection.switched)
         self._replaced(hop, tunnel, planned=planned, progress=progress, begun=begun)
+        self._begin_inside_anew(hop)
         if planned:
             exits = hop.number == len(chain.hops)
             drain = self._known.spec.rotation.drain if exits else DRAIN
@@ -420,6 +475,8 @@ class Rotating(Connecting):
         """For an account that allows one session: the gate is shut until the new one is proved."""
         begun = time.monotonic()
         self._rotations.will_try(hop, candidate.address)
+        # They wait then, and go on when what they go through is proved.
+        self._begin_inside_anew(hop)
         chosen = HopSelection(hop.active, {hop.active: candidate.server})
         self._carry_out(self._known.with_selection(hop.name, chosen))
         tunnel = self._hop(hop.name).tunnel
@@ -471,10 +528,22 @@ class Rotating(Connecting):
         if not planned and hop.number == len(self._chain.hops):
             text += "; the exit address changed, so open connections end"
         if not planned:
-            for inner in self._chain.hops[hop.number :]:
-                self._sniffer.excuse(self._key(inner))
+            self._excuse_inside(hop)
         self._say("server_replaced", text, hop=hop.name, code="N420" if planned else "N421")
         progress(hop.name, text, time.monotonic() - begun)
+
+    def _excuse_inside(self, hop: Hop) -> None:
+        """What the hops inside it did not answer meanwhile is not to count against them."""
+        for inner in self._chain.hops[hop.number :]:
+            self._sniffer.excuse(self._key(inner))
+
+    def _begin_inside_anew(self, hop: Hop) -> None:
+        """A TCP connection inside it does not survive that it comes another way, and would learn
+        so only with its next retransmission, seconds later.
+        """
+        for inner in self._chain.hops[hop.number :]:
+            if inner.tunnel.protocol == TCP:
+                self._machine.start_over(self._chain, inner, inner.tunnel)
 
     def _remember_path(self, chain: Chain, guard: Hop, tunnel: Tunnel) -> None:
         """Another guard may be reached over a path that takes less."""

@@ -38,6 +38,7 @@ from chainctl.net.layout import layout
 from chainctl.store.journal import Journal, Wanted
 from chainctl.supervisor.connecting import LOGIN_PAUSE, SLICE, AddressIsNew
 from chainctl.supervisor.crash import CrashPoints
+from chainctl.supervisor.ended import begins_elsewhere
 from chainctl.supervisor.execute import Executor, Progress
 from chainctl.supervisor.gather import Gathered, gather
 from chainctl.supervisor.machine import Machine
@@ -157,6 +158,7 @@ class Worker(Rotating):
         self._uplink_fault = ""
         self._lossy_since = {}
         self._doubted = {}
+        self._connected = {}
         self._swept_every = 0.0
         self._held_open_at = 0.0
         self._unproved = ""
@@ -448,7 +450,8 @@ class Worker(Rotating):
         self._plan_ahead(chain)
         for hop, wish in zip(chain.hops, gathered.spec.hops, strict=True):
             self._rotations.carries(hop, wish)
-            if hop.candidate is not None and not wish.standby:
+            spare = hop.candidate
+            if spare is not None and not (wish.standby and spare.server != hop.tunnel.server):
                 self._retiring.setdefault(hop.name, clock.boot_seconds())
 
     def _settle(self, gathered: Gathered, chain: Chain) -> Gathered:
@@ -733,9 +736,14 @@ class Worker(Rotating):
         oldest = THOROUGH if self._thoroughly.is_set() else math.inf
         self._thoroughly.clear()
         steps = plan(layout(chain), self._observe(chain.number, chain, oldest=oldest))
-        if steps:
-            self._converge(chain, wanted, _silent)
-        return bool(steps)
+        if not steps:
+            return False
+        ended = begins_elsewhere(chain, steps, self._connected, clock.wall_seconds())
+        if ended is not None and self._begin_elsewhere(chain, ended):
+            self._disturbed.set()
+        else:
+            self._converge(self._chain, wanted, _silent)
+        return True
 
     def _say_repaired(self, chain: Chain, step: Step) -> None:
         match step:

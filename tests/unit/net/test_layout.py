@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from chainctl.model.chain import (
     OPENVPN_UDP_OVERHEAD,
     Chain,
     Engine,
+    Slot,
 )
 from chainctl.model.parts import (
     HOST,
@@ -48,7 +50,7 @@ from chainctl.model.parts import (
 from chainctl.net import guard
 from chainctl.net.layout import layout
 from tests.conftest import Golden
-from tests.unit.supervisor.chains import chains, make_chain
+from tests.unit.supervisor.chains import chains, make_chain, make_tunnel
 
 HERE = Path(__file__).parent
 LINK_NAME = 15  # IFNAMSIZ of linux/if.h, without the zero at the end.
@@ -89,6 +91,26 @@ def test_each_part_has_a_key_of_its_own(chain: Chain) -> None:
     parts = layout(chain)
     assert len({part.key for part in parts}) == len(parts)
     assert not any(isinstance(part, ForeignLink) for part in parts)
+
+
+@pytest.mark.parametrize("via", [UDP, TCP])
+def test_two_tunnels_to_one_server_share_its_route(via: int) -> None:
+    one = make_chain(1, vias=(via,))
+    (hop,) = one.hops
+    other = make_tunnel(0, 1, slot=hop.active.other, via=UDP)
+    chain = replace(one, hops=(replace(hop, tunnels=(hop.tunnel, other)),))
+    parts = layout(chain)
+    assert len({part.key for part in parts}) == len(parts)
+    to_server = [
+        part
+        for part in parts
+        if isinstance(part, Route)
+        and part.to.prefixlen == 32
+        and part.to.network_address == other.endpoint
+    ]
+    assert [route.mtu is not None for route in to_server] == [via == TCP]
+    ports = {part.source_port for part in parts if isinstance(part, WireTuple)}
+    assert {chain.source_port(hop, slot) for slot in Slot} <= ports
 
 
 @given(chain=chains(told=None))

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Self
 
-from chainctl.model.chain import Chain, Engine, Hop, Slot, Tunnel
+from chainctl.model.chain import Chain, Engine, Hop, Tunnel
 from chainctl.model.parts import NsName, Part
 from chainctl.net.layout import layout
 from chainctl.supervisor.plan import Change, Make, Prove, Remove, Step, plan
@@ -33,16 +33,17 @@ NEW_SERVER = 7
 
 @dataclass(frozen=True)
 class Rotation:
-    """One hop of `old` gets another server. `order`: the acts, as `acts` names them."""
+    """One hop of `old` gets another server, or with `server` 1 a second client of its own."""
 
     old: Chain
     hop: int
     """Index of the hop."""
+    server: int = NEW_SERVER
 
     @property
     def trial(self) -> Chain:
         """Both tunnels are there, the old one carries."""
-        new = _spare_tunnel(self.old, self._hop, NEW_SERVER)
+        new = _spare_tunnel(self.old, self._hop, self.server)
         return self._with(replace(self._hop, tunnels=(self._hop.tunnel, new)))
 
     @property
@@ -82,7 +83,7 @@ def begin(chain: Chain) -> Chain:
 
 def _spare_tunnel(chain: Chain, hop: Hop, server: int) -> Tunnel:
     """Of the same kind: another one would change the MTU of everything inside it."""
-    spare, old = Slot.B if hop.active is Slot.A else Slot.A, hop.tunnel
+    spare, old = hop.active.other, hop.tunnel
     via = old.protocol if old.engine is Engine.OPENVPN else None
     return make_tunnel(
         chain.number, hop.number, server=server, slot=spare, engine=old.engine, via=via

@@ -86,6 +86,20 @@ def test_every_crash_and_single_fault(hops: int, hop: int, kind: str) -> None:
     check_is_up(world, rotation.new, layout(rotation.new), reach)
 
 
+@pytest.mark.parametrize("hop", [0, 1])
+@pytest.mark.parametrize("via", [UDP, TCP])
+def test_a_second_client_of_the_same_server_takes_over(hop: int, via: int) -> None:
+    """Killed at any step; meanwhile there are two tunnels with one server and one address."""
+    rotation = Rotation(make_chain(2, vias=(via, via)), hop, server=1)
+    reach = Reach(*rotation.chains)
+    ends = [(chain, Reach(chain, *rotation.chains)) for chain in rotation.chains]
+    begun = _running(rotation.old)
+    for world in walk_beside(begun, rotation, reach, steps=acts(rotation), faults=single_faults):
+        for chain, known in ends:
+            check_converges(_forgetful(world), chain, known)
+    check_is_up(world, rotation.new, layout(rotation.new), reach)
+
+
 def _forgetful(world: World) -> World:
     """What a new supervisor finds: the parts and the gate, and that nothing is proved."""
     plain = World(world.parts.values())

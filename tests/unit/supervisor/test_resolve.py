@@ -109,6 +109,25 @@ def test_one_server_under_two_names_is_one(spec: ChainSpec) -> None:
     assert (caught.value.code, caught.value.where) == ("C403", "hop hop2")
 
 
+def test_both_tunnels_are_to_one_server_only_where_that_was_chosen(spec: ChainSpec) -> None:
+    """A client that ended begins anew beside itself; a standby for the same server is none."""
+
+    def spare(**servers: str) -> str | None:
+        earlier = HopSelection(Slot.A, {Slot[slot]: server for slot, server in servers.items()})
+        return settle(spec, {"hop1": earlier}, {})["hop1"].servers.get(Slot.B)
+
+    assert spare(A="server1", B="server1") == "server1"
+    assert spare(A="server1", B="server3") == "server3"
+    assert spare(A="gone", B="server1") is None
+
+
+def test_another_port_of_its_server_may_be_tried_beside_it(spec: ChainSpec) -> None:
+    pool = (profile("a", endpoint="192.0.2.9:1"), profile("b", endpoint="192.0.2.9:2"))
+    earlier = HopSelection(Slot.A, {Slot.A: "a", Slot.B: "b"})
+    settled = settle(_with_pools(spec, pool), {"hop1": earlier}, {})
+    assert settled["hop1"] == earlier
+
+
 def test_a_name_without_an_address_is_passed_over(spec: ChainSpec) -> None:
     named, plain = profile("named", endpoint="vpn.example.net:51820"), spec.hops[0].pool[0]
     odd = _with_pools(spec, (named, plain))
