@@ -173,7 +173,8 @@ def choose_guards(
     first and may always be used. Guards that fail come last, the one longest untried first.
     """
     state = _drawn(state, pool, size=budget, now=now, dice=dice)
-    there = {candidate.address: candidate for candidate in pool}
+    # Of several on one address the first.
+    there = {candidate.address: candidate for candidate in reversed(pool)}
     counted = state.used(now)
     used = {guard.address for guard in counted}
     others = there.keys() - {guard.address for guard in state.sample}

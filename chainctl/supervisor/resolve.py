@@ -173,7 +173,8 @@ def _choose(
             [first, *pools[1:]], kept=kept, rules=rules, strikes={}, now=0.0, dice=_FileOrder()
         )
 
-    there = {candidate.address: candidate for candidate in pools[0]}
+    # Of several on one address the first.
+    there = {candidate.address: candidate for candidate in reversed(pools[0])}
     order = tuple(there[address] for address in guards if address in there)
     if 0 in kept or not order:
         return among(pools[0])

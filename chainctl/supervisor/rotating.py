@@ -119,7 +119,9 @@ class Rotating(Connecting):
     def _rotate_by_hand(self, name: str, to: str, progress: Progress) -> None:
         chain, hop = self._hop_by_name(name)
         known = self._known
-        options = self._rotations.options(known.spec, known.facts.names, hop, chain, to=to)
+        options = self._rotations.options(
+            known.spec, known.facts.names, hop, chain, to=to, any_port=True
+        )
         if not options.order:
             raise ChangeServer(
                 "C422",
@@ -167,16 +169,18 @@ class Rotating(Connecting):
 
     def _try_others(self, chain: Chain, hop: Hop, declared: float, fault: Fault) -> None:
         """For a hop that was found to be of no use at `declared`, seconds since boot."""
-        options = self._options(chain, hop)
+        options = self._options(chain, hop, any_port=True)
         silent = [hop.tunnel.endpoint]
         for candidate in options.order:
             if not self._rotations.may_change(self._known.spec, hop):
                 self._hold(hop, "too many changes of server within an hour")
                 return
             if self._replace(chain, hop, candidate, dead_since=declared, progress=_silent):
-                # Only now: while nothing answers at all, no server is to blame.
+                # Only now: while nothing answers at all, no server is to blame. Nor is one for
+                # a port that is blocked.
                 for address in silent:
-                    self._rotations.blame(hop, address, fault)
+                    if address != candidate.address:
+                        self._rotations.blame(hop, address, fault)
                 return
             if self._login_refused:
                 self._hold_login(hop)
@@ -449,7 +453,8 @@ class Rotating(Connecting):
             self._drop_candidate(hop)
             if tunnel is None and not self._login_refused:
                 # Nobody is to blame while the uplink may be: a guard needs a witness.
-                if planned or hop.number > 1:
+                works = planned and candidate.address == hop.tunnel.endpoint
+                if not works and (planned or hop.number > 1):
                     self._rotations.blame(hop, candidate.address, Fault.DEAD)
                 self._say("candidate_silent", f"{candidate.server} does not answer", hop=hop.name)
             return False
@@ -607,9 +612,10 @@ class Rotating(Connecting):
             steps, number=chain.number, chain=chain, prove=_never, open_gate=_never_open
         )
 
-    def _options(self, chain: Chain, hop: Hop) -> Options:
+    def _options(self, chain: Chain, hop: Hop, *, any_port: bool = False) -> Options:
         known = self._known
-        return self._rotations.options(known.spec, known.facts.names, hop, chain)
+        names = known.facts.names
+        return self._rotations.options(known.spec, names, hop, chain, any_port=any_port)
 
     def verdict(self, chain: Chain, hop: Hop) -> Verdict | None:
         """What is wrong with a hop whose outer hops are fine; None: nothing. From any thread."""

@@ -7,9 +7,9 @@ The worker asks and acts; the rules themselves are pure and stand in `choose`, `
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
 
 from chainctl.host import clock
@@ -75,10 +75,13 @@ class Rotations:
         chain: Chain,
         *,
         to: str = "",
+        any_port: bool = False,
     ) -> Options:
-        """Whom this hop could use instead of the servers it has; only `to`, if it is given."""
-        now = clock.wall_seconds()
-        own = {tunnel.endpoint for tunnel in hop.tunnels}
+        """Whom this hop could use instead of the servers it has; only `to`, if it is given.
+
+        `any_port`: in the end also other ports of the address it uses now. Whoever is dead is so
+        on each of them, but somebody may block one.
+        """
         pools = {each.number: candidates(spec.hops[each.number - 1], names) for each in chain.hops}
         pool = pools[hop.number]
         path = [
@@ -88,24 +91,43 @@ class Rotations:
             for candidate in pools[each.number]
             if candidate.address in {tunnel.endpoint for tunnel in each.tunnels}
         ]
-        allowed = admissible(pool, path, own=own, rules=spec.independent)
-        if isinstance(allowed, NoCandidate):
-            return Options((), allowed.detail)
+        own = {tunnel.endpoint for tunnel in hop.tunnels}
+        elsewhere = admissible(pool, path, own=own, rules=spec.independent)
+        serving = {tunnel.server for tunnel in hop.tunnels}
+        ports = [
+            candidate
+            for candidate in pool
+            if candidate.address == hop.tunnel.endpoint and candidate.server not in serving
+        ]
+        here = admissible(ports if any_port else [], path, rules=spec.independent)
+        last = () if isinstance(here, NoCandidate) else here
+        if isinstance(elsewhere, NoCandidate):
+            found = Options((), elsewhere.detail)
+        elif to:
+            found = Options(elsewhere)
+        elif hop.number == 1:
+            found = self._guard_options(spec, pool, elsewhere, clock.wall_seconds())
+        else:
+            found = Options(self._ranked(spec, elsewhere, path))
+        found = replace(found, order=(*found.order, *last))
         if to:
-            chosen = tuple(candidate for candidate in allowed if candidate.server == to)
-            return Options(chosen, "" if chosen else f"{to} is not a server it may use now")
-        if hop.number == 1:
-            return self._guard_options(spec, pool, allowed, now)
+            chosen = tuple(candidate for candidate in found.order if candidate.server == to)
+            why = found.why or f"{to} is not a server it may use now"
+            return Options(chosen, "" if chosen else why)
+        return found
+
+    def _ranked(
+        self, spec: ChainSpec, allowed: Sequence[Candidate], path: Sequence[Candidate]
+    ) -> tuple[Candidate, ...]:
         ranked = rank_servers(
-            pool,
+            allowed,
             path,
-            own=own,
             rules=spec.independent,
             strikes=self.strikes(),
-            now=now,
+            now=clock.wall_seconds(),
             dice=self._dice,
         )
-        return Options(()) if isinstance(ranked, NoCandidate) else Options(ranked)
+        return () if isinstance(ranked, NoCandidate) else ranked
 
     def _guard_options(
         self,

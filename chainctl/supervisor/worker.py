@@ -231,8 +231,11 @@ class Worker(Rotating):
             resting = {server: rest for server, rest in struck.items() if rest.seconds > 0}
             resting.pop(hop.tunnel.server, None)
             usable = [one for one in pool if one.server not in resting]
-            taken = {tunnel.endpoint for each in chain.hops for tunnel in each.tunnels}
-            left = sum(one.address not in taken for one in usable)
+            serving = {tunnel.server for tunnel in hop.tunnels}
+            taken = {
+                tunnel.endpoint for each in chain.hops if each != hop for tunnel in each.tunnels
+            }
+            left = sum(one.address not in taken and one.server not in serving for one in usable)
             retires = self._retiring.get(hop.name)
             stands_by = hop.candidate is not None and retires is None
             rotates = planned.get(hop.name)

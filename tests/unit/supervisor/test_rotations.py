@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -123,6 +124,32 @@ def test_a_hop_returns_to_the_server_it_prefers_if_the_rules_allow_it(
     assert back(spec, journal, chain) is None, "it failed a moment ago"
     journal.remember("", "strikes", {})
     assert back(spec, journal, chain_with(spec, 4, 3)) is None, "the guard is that server"
+
+
+@pytest.mark.parametrize("hop", [0, 1])
+def test_another_port_of_the_same_address_comes_last(
+    spec: ChainSpec, journal: Journal, hop: int
+) -> None:
+    """Who is dead is so on every port, but somebody may block one of them."""
+    serving = 1 + 2 * hop
+    ports = [profile(f"p{port}", endpoint=f"45.{serving}.0.1:{port}") for port in (443, 53)]
+    wish = spec.hops[hop]
+    wish = replace(wish, pool=(*ports, *wish.pool))
+    spec = replace(spec, hops=tuple(wish if n == hop else each for n, each in enumerate(spec.hops)))
+    chain, rotations = chain_with(spec, 1, 3), Rotations("home", journal)
+
+    def options(**how: Any) -> list[str]:
+        found = rotations.options(spec, {}, chain.hops[hop], chain, **how)
+        return [candidate.server for candidate in found.order]
+
+    others = {"server2", "server4"}
+    assert set(options()) == others
+    assert set(options(any_port=True)[:2]) == others
+    assert options(any_port=True)[2:] == ["p443", "p53"]
+    assert options(to="p53", any_port=True) == ["p53"]
+    assert options(to="p53") == []
+    rotations.blame(chain.hops[1], server(2), Fault.DEAD)
+    assert options(any_port=True)[2:] == ["p443", "p53"], "after those in quarantine"
 
 
 def test_guards_are_remembered_when_the_chain_goes_down(spec: ChainSpec, journal: Journal) -> None:
