@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import subprocess
 import sys
@@ -16,10 +15,19 @@ import pytest
 from ruamel.yaml import YAML
 
 from chainctl.spec.chain_file import load_chain_file
-from tests.docker.busybox import import_busybox
+from tests.docker.behind import (
+    GATEWAY,
+    SLOW,
+    inside,
+    lab_with_docker,
+    reaches,
+    remove_all,
+    run,
+    watch,
+)
 from tests.docker.daemon import TestDaemon
 from tests.leak.canary import Expect, Udp
-from tests.leak.chain_rig import ECHO, TARGET_ADDRESS, ChainRig, Passing, lab_alone
+from tests.leak.chain_rig import ECHO, TARGET_ADDRESS, ChainRig
 from tests.leak.fixture import oracle
 from tests.leak.oracle import Oracle
 from tests.waiting import wait_until
@@ -28,31 +36,13 @@ __all__ = ["oracle"]
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(240)]
 
-GATEWAY = "172.31.77.1"
-SLOW = 60.0
 EXAMPLE = Path(__file__).parents[2] / "examples/containers"
 
 
 @pytest.fixture(scope="module")
 def running() -> Iterator[tuple[ChainRig, TestDaemon]]:
-    """A lab with a Docker daemon on its host, and a chain that was never up."""
-    with lab_alone() as rig:
-        daemon = TestDaemon(rig.path("host"))
-        os.environ["CHAINCTL_DOCKER_SOCKET"] = str(daemon.socket)
-        try:
-            daemon.start()
-            import_busybox(daemon)
-            text = rig.lab.chain_file.read_text().splitlines()
-            lan = next(line for line in text if line.startswith("lan:"))
-            device = lan.removeprefix("lan:").strip()
-            own = f"{{mode: docker, address: {GATEWAY}/24}}"
-            text[text.index(lan)] = f"lan:\n  - {device}\n  - {own}"
-            rig.lab.chain_file.write_text("\n".join(text) + "\n")
-            yield rig, daemon
-        finally:
-            daemon.destroy()
-            os.environ.pop("CHAINCTL_DOCKER_SOCKET", None)
-    assert daemon.rests() == []
+    with lab_with_docker() as both:
+        yield both
 
 
 @pytest.fixture
@@ -68,42 +58,6 @@ def daemon(running: tuple[ChainRig, TestDaemon]) -> TestDaemon:
     return running[1]
 
 
-def run(daemon: TestDaemon, chain: ChainRig, name: str, *, start: bool = True, **host: Any) -> Path:
-    """A container in the chain's network; gives its namespace."""
-    with daemon.api() as api:
-        wishes = {"network_mode": f"chain-{chain.lab.name}", "dns": [GATEWAY], **host}
-        container = api.create_container(
-            "busybox:test",
-            ["sleep", "1000"],
-            name=name,
-            stop_signal="SIGKILL",
-            host_config=api.create_host_config(**wishes),
-        )
-        if not start:
-            return Path()
-        api.start(container)
-        pid = api.inspect_container(container)["State"]["Pid"]
-        return Path(f"/proc/{pid}/ns/net")
-
-
-def inside(daemon: TestDaemon, name: str, *words: str) -> tuple[int, str]:
-    with daemon.api() as api:
-        made = api.exec_create(name, list(words))
-        output = api.exec_start(made).decode()
-        return int(api.exec_inspect(made)["ExitCode"]), output
-
-
-def reaches(daemon: TestDaemon, name: str) -> bool:
-    """An echo through the chain comes back."""
-    return inside(daemon, name, "ping", "-c1", "-W2", TARGET_ADDRESS)[0] == 0
-
-
-def remove_all(daemon: TestDaemon) -> None:
-    with daemon.api() as api:
-        for name in daemon.containers():
-            api.remove_container(name, force=True)
-
-
 def test_a_container_is_behind_the_chain(chain: ChainRig, daemon: TestDaemon) -> None:
     run(daemon, chain, "first")
     assert reaches(daemon, "first")
@@ -116,7 +70,7 @@ def test_there_is_no_other_way_whatever_becomes_of_the_chain(
     chain: ChainRig, daemon: TestDaemon, oracle: Oracle
 ) -> None:
     box = run(daemon, chain, "box")
-    watch(chain, oracle, box, daemon)
+    watch(chain, oracle, box)
     plain = Udp(TARGET_ADDRESS, ECHO, count=200, rate=200)
     oracle.send(plain, expect=Expect.DELIVERED, name="open", client="box")
     flood = oracle.start(
@@ -134,7 +88,7 @@ def test_there_is_no_other_way_whatever_becomes_of_the_chain(
 def test_the_machine_is_no_way_around(chain: ChainRig, daemon: TestDaemon, oracle: Oracle) -> None:
     """A container that sends its frames to the bridge itself, whose machine forwards for Docker."""
     box = run(daemon, chain, "rebel")
-    watch(chain, oracle, box, daemon)
+    watch(chain, oracle, box)
     bridge = f"ch-{chain.lab.name}"
     (link,) = json.loads(chain.run("host", "ip", "-j", "link", "show", bridge))
     assert chain.run("host", "cat", "/proc/sys/net/ipv4/ip_forward").strip() == "1"
@@ -174,20 +128,6 @@ def test_an_empty_network_goes_with_the_chain(chain: ChainRig, daemon: TestDaemo
         assert [n["Name"] for n in api.networks() if n["Name"].startswith("chain-")] == []
     assert f"ch-{chain.lab.name}" not in chain.links("host")
     assert "_lan" not in chain.run("host", "nft", "list", "tables")
-
-
-def watch(chain: ChainRig, oracle: Oracle, box: Path, daemon: TestDaemon) -> None:
-    """The lab as always, and the container as one more client."""
-    chain.watch(oracle, Passing(at_leg=True))
-    link = json.loads(
-        subprocess.run(
-            ["nsenter", f"--net={box}", "ip", "-j", "-4", "addr", "show", "eth0"],
-            capture_output=True,
-            check=True,
-        ).stdout
-    )
-    address = link[0]["addr_info"][0]["local"]
-    oracle.client(box, "eth0", address=address, gateway=GATEWAY, name="box")
 
 
 def test_attach(chain: ChainRig, daemon: TestDaemon) -> None:
