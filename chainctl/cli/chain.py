@@ -329,6 +329,7 @@ def _print_chain(facts: Facts) -> None:
         for row in rows:
             cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
             click.echo("  ".join(cells).rstrip())
+    _print_clients(facts)
     for note in facts.get("notes", ()):
         click.echo(f"Note {note}")
     recent = [entry for entry in facts["repairs"] if entry["seconds_ago"] < _RECENT]
@@ -339,6 +340,18 @@ def _print_chain(facts: Facts) -> None:
     if facts["posture"] != "open" and facts["why_closed"]["hint"]:
         hint = facts["why_closed"]["hint"]
         click.echo(f"Next: {hint}")
+
+
+def _print_clients(facts: Facts) -> None:
+    """Who has a name, and ports that lead somewhere; everybody else is a device of the LAN."""
+    here = [entry["name"] for entry in facts.get("clients", ()) if entry["here"] and entry["name"]]
+    if here:
+        click.echo(f"Clients {', '.join(here)}")
+    for entry in facts.get("published", ()):
+        if entry["to"]:
+            at = ", ".join(f"{address}:{entry['port']}" for address in entry["at"])
+            kind = "/udp" if entry["protocol"] == "udp" else ""
+            click.echo(f"Port {at}{kind} leads to {entry['client']}:{entry['client_port']}")
 
 
 def _state(hop: Facts) -> str:

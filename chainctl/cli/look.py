@@ -56,6 +56,11 @@ def explain(chain: str | None, as_json: bool) -> None:
             until = time.strftime("%H:%M", time.localtime(time.time() + entry["seconds"]))
             why = f" ({entry['why']})" if entry["why"] else ""
             click.echo(f"  {entry['server']} failed{why} and is passed over for {rest}, to {until}")
+    clients = facts.get("clients", ())
+    if clients:
+        click.echo("\nWho uses it:")
+    for entry in clients:
+        click.echo(_client(entry))
     click.echo("\nWhat happened last:")
     for event in events:
         click.echo(_line(event))
@@ -122,6 +127,16 @@ def _sentence(hop: dict[str, Any]) -> str:
         f"{hop['server']} answers in {hop['rtt_ms'] or 0:.0f} ms, {hop['sent']} asked,"
         f" {hop['heard']} heard{wrong}; {left} other server{'s' * (left != 1)} could take over"
     )
+
+
+def _client(entry: dict[str, Any]) -> str:
+    """`download: container at 172.31.7.2`; who has no name is called by the address."""
+    name = entry["name"] or entry["address"]
+    container = entry["container"]
+    kind = f"{entry['kind']} {container}" if container not in (None, name) else entry["kind"]
+    if not entry["here"]:
+        return f"{name}: {kind}, not here now"
+    return f"{name}: {kind} at {entry['address']}"
 
 
 def _line(event: dict[str, Any]) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from chainctl.cli import chain as printing
+from chainctl.cli.output import print_json
 from chainctl.errors import MendFile, RefusedByPolicy
 from chainctl.settings import Settings
 from chainctl.spec.chain_file import load_chain_file
@@ -53,23 +54,29 @@ def run(chain: str | None, user: str | None, command: tuple[str, ...]) -> None:
 @click.command()
 @_chain
 @click.argument("container")
-def attach(chain: str | None, container: str) -> None:
+@click.option("--json", "as_json", is_flag=True, help="The same facts as JSON.")
+def attach(chain: str | None, container: str, as_json: bool) -> None:
     """Put CONTAINER, which has `--network none`, behind the chain, now and when it restarts."""
     from chainctl.model.chain import docker_network
     from chainctl.runtime.docker_daemon import Daemon
 
     printing.needs_root()
     settings = Settings.load()
-    facts = _up(settings, chain)
+    facts = _up(settings, chain, as_json=as_json)
     name = str(facts["chain"])
     _own_network(name, Path(str(facts["file"])), docker=True)
-    Daemon(settings.docker_socket).join(container, docker_network(name))
-    click.echo(f"✓ {container} is behind {name}, and has no other way out")
+    network = docker_network(name)
+    address = Daemon(settings.docker_socket).join(container, network)
+    if as_json:
+        given = None if address is None else str(address)
+        print_json({"chain": name, "container": container, "network": network, "address": given})
+    else:
+        click.echo(f"✓ {container} is behind {name}, and has no other way out")
 
 
-def _up(settings: Settings, chain: str | None) -> dict[str, object]:
+def _up(settings: Settings, chain: str | None, *, as_json: bool = False) -> dict[str, object]:
     name = chain or printing.only_chain(settings)
-    return printing.one_that_is_up(settings, name, as_json=False)
+    return printing.one_that_is_up(settings, name, as_json)
 
 
 def _own_network(chain: str, file: Path, *, docker: bool = False) -> tuple[str, IPv4Interface]:

@@ -12,6 +12,7 @@ from enum import Enum
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from typing import TypeAlias
 
+from chainctl.model.clients import Published
 from chainctl.model.openvpn import OpenVpnConfig
 from chainctl.model.parts import HOST, TCP, UDP, LanMode, NsName, PortName, RuntimeKind
 from chainctl.model.wireguard import WireGuardConfig
@@ -136,6 +137,8 @@ class Lan:
     """Of the host; for a network of our own its bridge."""
     address: IPv4Interface
     mode: LanMode
+    joined: bool = True
+    """False: Docker was not there yet to make its network here."""
 
 
 @dataclass(frozen=True)
@@ -174,6 +177,7 @@ class Chain:
     path_mtu: int
     """Largest packet that reaches hop 1's server, in bytes."""
     runtime: RuntimeKind = RuntimeKind.EMBEDDED
+    published: tuple[Published, ...] = ()
 
     @property
     def gateway(self) -> NsName:
@@ -188,6 +192,16 @@ class Chain:
     def own_network(self) -> Lan | None:
         """The one for clients that live on this machine."""
         return next((lan for lan in self.lans if lan.mode.own), None)
+
+    @property
+    def has_containers(self) -> bool:
+        own = self.own_network
+        return own is not None and own.mode is LanMode.DOCKER
+
+    @property
+    def devices(self) -> tuple[Lan, ...]:
+        """The networks outside this machine."""
+        return tuple(lan for lan in self.lans if not lan.mode.own)
 
     @property
     def exit(self) -> Hop:
@@ -306,6 +320,10 @@ def client_bridge(chain: str) -> str:
 
 def docker_network(chain: str) -> str:
     return f"chain-{chain}"
+
+
+def chain_of_network(network: str) -> str:
+    return network.removeprefix(docker_network(""))
 
 
 def source_port(chain_number: int, hop_number: int, slot: Slot) -> int:

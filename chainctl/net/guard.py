@@ -10,13 +10,15 @@ known flow passes, its addresses are rewritten statelessly.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from ipaddress import IPv4Address, IPv4Network
 
 from chainctl.model.chain import Chain, Engine, Hop, Slot, Tunnel
 from chainctl.model.parts import TCP
 
 TABLE = "chainctl"
+PUBLISHED_TABLE = f"{TABLE}-published"
+"""Beside the gateway's own, so that a container with another address touches no gate."""
 GATE_SET = "open"
 
 UNREACHABLE_FOR_CLIENTS = tuple(
@@ -135,6 +137,7 @@ def render_gateway(chain: Chain) -> str:
         # Asked before conntrack: an "established accept" ahead of it never closes.
         f'iifname "up0" iifname != @{GATE_SET} drop',
         f'oifname "up0" oifname != @{GATE_SET} drop',
+        *_published_through(chain),
         *_refused_destinations(chain, 'iifname != "up0"'),
     ]
     for lan in chain.lans:
@@ -175,6 +178,62 @@ def render_gateway(chain: Chain) -> str:
         _chain("forward", "filter", "forward", 0, forward),
         _chain("input", "filter", "input", 0, inward),
         _chain("output", "filter", "output", 0, outward),
+    )
+
+
+def _published_through(chain: Chain) -> Iterator[str]:
+    """From devices to what is published, and back. Which that is, the other table says.
+
+    What a container opens by itself is no answer, whomever it is for.
+    """
+    own = chain.own_network
+    if own is None or not chain.published:
+        return
+    containers = own.address.network
+    for lan in chain.devices:
+        devices = lan.address.network
+        yield (
+            f'iifname "{lan.link}" oifname "{own.link}" ip saddr {devices} ip daddr {containers}'
+            f" ct status dnat ct original ip daddr {lan.address.ip} accept"
+        )
+        yield (
+            f'iifname "{own.link}" oifname "{lan.link}" ip saddr {containers} ip daddr {devices}'
+            f" ct status dnat ct direction reply ct original ip daddr {lan.address.ip} accept"
+        )
+
+
+def render_published(chain: Chain) -> str:
+    """Which port of the gateway leads to which container. Nothing here lets anything out: what
+    the gateway's own table forbids stays forbidden.
+    """
+    own = chain.own_network
+    assert own is not None, "the chain file was refused without"
+    lead, through = [], []
+    for lan in chain.devices:
+        gateway, devices = lan.address.ip, lan.address.network
+        there = f'iifname "{lan.link}" oifname "{own.link}"'
+        back = f'iifname "{own.link}" oifname "{lan.link}"'
+        for one in chain.published:
+            if one.to is None or gateway not in one.at:
+                continue
+            wish = one.wish
+            protocol, port = "tcp" if wish.protocol == TCP else "udp", wish.client_port
+            lead.append(
+                f'iifname "{lan.link}" ip saddr {devices} ip daddr {gateway}'
+                f" {protocol} dport {wish.port} dnat ip to {one.to}:{port}"
+            )
+            begun = f"ct original ip daddr {gateway} ct original proto-dst {wish.port}"
+            through += [
+                f"{there} ip daddr {one.to} {protocol} dport {port} {begun} accept",
+                f"{back} ip saddr {one.to} {protocol} sport {port} {begun} accept",
+            ]
+        # Connections that began before a port led elsewhere end, also when nobody says goodbye.
+        errors = "icmp type destination-unreachable ct state related accept"
+        for way in (there, back):
+            through += [f"{way} {errors}", f"{way} drop"]
+    return _table(
+        _chain("ports", "nat", "prerouting", -100, lead, ends="accept"),
+        _chain("through", "filter", "forward", -10, through, ends="accept"),
     )
 
 

@@ -82,7 +82,7 @@ def _lan_legs(chain: Chain) -> Iterator[Part]:
         yield Up(chain.gateway, lan.link)
         # The kernel's own route by the address does not come back when somebody flushes it.
         yield Route(chain.gateway, MAIN_TABLE, lan.address.network, lan.link, metric=1)
-        if lan.mode is LanMode.DOCKER:
+        if lan.mode is LanMode.DOCKER and lan.joined:
             name, at = docker_network(chain.name), lan.address
             yield DockerNetwork(name, lan.interface, at.network, at.ip)
 
@@ -90,6 +90,8 @@ def _lan_legs(chain: Chain) -> Iterator[Part]:
 def _guarded_namespaces(chain: Chain) -> Iterator[Part]:
     yield Namespace(chain.gateway, forwarding=True)
     yield NftTable(chain.gateway, guard.TABLE, guard.render_gateway(chain))
+    if chain.published:
+        yield NftTable(chain.gateway, guard.PUBLISHED_TABLE, guard.render_published(chain))
     for hop in chain.hops:
         ns = chain.namespace(hop)
         rules = guard.render_exit(chain) if hop is chain.exit else guard.render_hop(chain, hop)

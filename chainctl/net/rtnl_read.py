@@ -14,10 +14,11 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from chainctl.net.netlink import ask, dump, pack_attribute, parse_attributes
 from chainctl.net.rtnl import AddressSeen, LinkSeen, RouteSeen, RuleSeen
 
-_GETLINK, _GETADDR, _GETROUTE, _GETRULE, _GETNSID = 18, 22, 26, 34, 90
+_GETLINK, _GETADDR, _GETROUTE, _GETNEIGH, _GETRULE, _GETNSID = 18, 22, 26, 30, 34, 90
 _IFINFO = struct.Struct("=BxHiII")
 _IFADDR = struct.Struct("=BBBBI")
 _ROUTE = struct.Struct("=8BI")
+_NEIGHBOUR = struct.Struct("=BxHiHBB")
 _U32 = struct.Struct("=I")
 _I32 = struct.Struct("=i")
 
@@ -44,6 +45,10 @@ _ROUTE_ODDITIES = {
     _MULTIPATH: "RTA_MULTIPATH",
     _ENCAP: "RTA_ENCAP",
 }
+_NEIGHBOUR_ADDRESS, _NEIGHBOUR_MAC = 1, 2
+_ANSWERED = 0x02 | 0x04 | 0x08 | 0x10 | 0x80
+"""NUD_REACHABLE, _STALE, _DELAY, _PROBE, _PERMANENT: it did, sooner or later."""
+
 _KERNELS = 2
 _UNICAST, _UNREACHABLE = 1, 7
 
@@ -88,6 +93,12 @@ def read_routes(link: socket.socket) -> list[RouteSeen]:
 def read_rules(link: socket.socket) -> list[RuleSeen]:
     head = _ROUTE.pack(socket.AF_INET, *[0] * 8)
     return [_rule(body) for body in dump(link, _GETRULE, head)]
+
+
+def read_neighbours(link: socket.socket) -> list[tuple[int, IPv4Address, str]]:
+    """(index of the link, address, MAC) of who answered for an IPv4 address."""
+    head = _NEIGHBOUR.pack(socket.AF_INET, 0, 0, 0, 0, 0)
+    return list(filter(None, map(_neighbour, dump(link, _GETNEIGH, head))))
 
 
 def read_nsid(link: socket.socket, namespace: int) -> int | None:
@@ -187,6 +198,15 @@ def _rule(body: bytes) -> RuleSeen:
         table=(_number(found, _RULE_TABLE) or table) if action == _TO_TABLE else None,
         oddity=", ".join(oddities),
     )
+
+
+def _neighbour(body: bytes) -> tuple[int, IPv4Address, str] | None:
+    _, _, index, state, _, _ = _NEIGHBOUR.unpack_from(body)
+    found = parse_attributes(body, _NEIGHBOUR.size)
+    address, mac = found.get(_NEIGHBOUR_ADDRESS, b""), found.get(_NEIGHBOUR_MAC, b"")
+    if not state & _ANSWERED or len(address) != 4 or len(mac) != 6:
+        return None
+    return index, IPv4Address(address), mac.hex(":")
 
 
 def _number(found: dict[int, bytes], kind: int) -> int | None:

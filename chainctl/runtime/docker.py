@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING
 
 from chainctl.errors import ChainctlError, LookAgain, MendHost
 from chainctl.host.files import data_path, write_atomic
+from chainctl.model.clients import DockerSeen
 from chainctl.model.parts import DockerNetwork
 from chainctl.runtime.bundle import MEMORY_LIMIT, PIDS_LIMIT, ClientSpec
 from chainctl.runtime.container import Archive, ContainerSpec, NetworkSpec
@@ -103,7 +104,7 @@ class DockerClients:
 
     def daemon_answers(self) -> bool:
         """At once when there is no socket; a daemon that hangs has ten seconds."""
-        return self._socket.exists() and self.daemon.answers()
+        return self.has_socket() and self.daemon.answers()
 
     # Clients.
 
@@ -214,7 +215,7 @@ class DockerClients:
         write_atomic(place, json.dumps(made).encode(), 0o600)
 
     def network_made(self, name: str) -> DockerNetwork | None:
-        """As it was made; whoever removes a network of Docker's is not noticed before `up`."""
+        """As it was made, unless `look_at_network` found it gone."""
         try:
             made = json.loads((self._folder / "networks" / f"{name}.json").read_text())
             subnet, gateway = IPv4Network(made["subnet"]), IPv4Address(made["gateway"])
@@ -242,10 +243,18 @@ class DockerClients:
             (self._folder / "networks").rmdir()
             self._folder.rmdir()
 
-    def look_at_network(self, name: str) -> None:
-        """Forget one that is no more, so that it is made again."""
-        if self.network_made(name) and not self.daemon.has_network(name):
+    def look_at_network(self, name: str) -> DockerSeen:
+        """Who is in it; one that is no more is forgotten, so that it is made again.
+
+        Raises LookAgain C546, MendHost C547.
+        """
+        members = self.daemon.members(name)
+        if members is None and self.network_made(name):
             self.forget_network(name)
+        return DockerSeen(answers=True, members=members or ())
+
+    def has_socket(self) -> bool:
+        return self._socket.exists()
 
     # Containers of both kinds.
 

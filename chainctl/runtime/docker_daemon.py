@@ -10,8 +10,9 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator
+from ipaddress import IPv4Address, IPv4Interface
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 import docker
 import requests
@@ -19,12 +20,23 @@ from docker.errors import APIError, DockerException, NotFound
 from docker.types import HostConfig, IPAMConfig, IPAMPool, LogConfig, Mount, Ulimit
 
 from chainctl.errors import LookAgain, MendFile, MendHost, RefusedByPolicy
+from chainctl.model.clients import Member
 from chainctl.runtime.container import Archive, ContainerSpec, NetworkSpec
 
 PATIENCE = 10.0
 """Seconds for each answer; measured 5 ms to 0.6 s, a start being the slowest."""
 _LOG_BYTES = "64k"
 _LOG_LINES = 100
+_EVENTS = ("start", "die", "rename", "connect", "disconnect", "destroy")
+"""Of containers and networks. A container is in its network before it runs, and leaves it after."""
+
+
+class Events(Protocol):
+    """An event each time, as the daemon writes it."""
+
+    def __iter__(self) -> Iterator[bytes]: ...
+
+    def close(self) -> None: ...
 
 
 class Daemon:
@@ -125,10 +137,6 @@ class Daemon:
                 options=_network_options(spec),
             )
 
-    def has_network(self, name: str) -> bool:
-        with self._asking() as api:
-            return _network(api, name) is not None
-
     def remove_network(self, name: str) -> bool:
         """False when containers are in it, running or not: it stays."""
         with self._asking() as api:
@@ -142,8 +150,40 @@ class Daemon:
             api.remove_network(name)
         return True
 
-    def join(self, container: str, network: str) -> None:
-        """Take a container that has no network into this one.
+    def members(self, network: str) -> tuple[Member, ...] | None:
+        """The running containers in it; None: there is no such network.
+
+        By the network's ends: a container is said to run for a while after it was said to be gone.
+        """
+        with self._asking() as api:
+            found = api.containers(all=True, filters={"network": network})
+            place = _network(api, network)
+        if place is None:
+            return None
+        labels = {str(one["Id"]): one.get("Labels") or {} for one in found}
+        names = {str(one["Id"]): str(one["Names"][0]) for one in found if one.get("Names")}
+        ends = (place.get("Containers") or {}).items()
+        members = (
+            _member(names.get(key, str(end.get("Name"))), labels.get(key, {}), end)
+            for key, end in ends
+        )
+        return tuple(sorted(filter(None, members)))
+
+    @contextlib.contextmanager
+    def events(self) -> Iterator[Events]:
+        """What happens from now on to networks and to who is in them; nobody waits while it does.
+
+        Ends when the daemon does, or when somebody calls `close`.
+        """
+        with self._asking() as api:
+            events: Events = api.events(filters={"event": list(_EVENTS)})
+            try:
+                yield events
+            finally:
+                events.close()
+
+    def join(self, container: str, network: str) -> IPv4Address | None:
+        """Take a container that has no network into this one; its address there, if it runs.
 
         Raises MendFile C560 when there is no such container, RefusedByPolicy C561 when it has
         another way out, or rights to make one.
@@ -156,12 +196,16 @@ class Daemon:
                     "C560", f"there is no container {container!r}", hint="docker ps --all"
                 ) from None
             networks = set(found["NetworkSettings"]["Networks"])
-            if networks == {network}:
-                return
-            _refuse_other_ways(container, found, networks - {network})
-            if "none" in networks:
-                api.disconnect_container_from_network(container, "none")
-            api.connect_container_to_network(container, network)
+            if networks != {network}:
+                _refuse_other_ways(container, found, networks - {network})
+                if "none" in networks:
+                    api.disconnect_container_from_network(container, "none")
+                api.connect_container_to_network(container, network)
+                found = api.inspect_container(container)
+        place = found["NetworkSettings"]["Networks"].get(network) or {}
+        with contextlib.suppress(KeyError, ValueError):
+            return IPv4Address(place["IPAddress"])
+        return None
 
     def labelled(self, label: str) -> list[str]:
         """Names of all containers, running or not, that have this label (`key=value`)."""
@@ -224,6 +268,19 @@ def _host_config(api: Any, spec: ContainerSpec) -> HostConfig:
         # Who comes back is decided by the supervisor, which proves it before it counts.
         restart_policy={"Name": "no"},
     )
+
+
+def _member(name: str, labels: dict[str, str], end: dict[str, Any]) -> Member | None:
+    """None for one that has no address."""
+    try:
+        return Member(
+            container=name.lstrip("/"),
+            address=IPv4Interface(end["IPv4Address"]).ip,
+            mac=str(end.get("MacAddress") or "").lower(),
+            labels=tuple(sorted((str(key), str(value)) for key, value in labels.items())),
+        )
+    except (KeyError, ValueError):
+        return None
 
 
 def _network(api: Any, name: str) -> dict[str, Any] | None:

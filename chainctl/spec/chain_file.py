@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import replace
+from ipaddress import IPv4Address
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -17,7 +18,9 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 
 from chainctl.errors import Complaint, MendFile
 from chainctl.model.chain import MAX_HOPS, MAX_LANS, client_bridge
+from chainctl.model.clients import NamedClient, Publish
 from chainctl.model.independence import Independence
+from chainctl.model.parts import LanMode
 from chainctl.spec.asn_table import NO_TABLE, AsnTable, load_asn_table
 from chainctl.spec.duration import render_duration
 from chainctl.spec.forms import Servers
@@ -34,7 +37,7 @@ from chainctl.spec.model import (
     WanSpec,
 )
 from chainctl.spec.pool import Pool, load_pool
-from chainctl.spec.schema import LATER, ChainFile, Hop, Independent
+from chainctl.spec.schema import LATER, MAX_NAMED, ChainFile, Hop, Independent
 from chainctl.spec.small_file import UnreadableFile, read_small_file
 from chainctl.spec.words import nearest, quote
 from chainctl.spec.yaml_text import Document, PathInFile, parse_yaml
@@ -69,6 +72,8 @@ def parse_chain_file(text: str, path: Path) -> ChainSpec:
     hops = _hops(file, pools, asns, complaints) if file else ()
     if file:
         _check_own_network(file, complaints)
+        _check_clients(file, complaints)
+        _check_publish(file, complaints)
     if file and not complaints.found:
         _check_resolver(file, hops[-1], complaints)
     if complaints.found or file is None:
@@ -102,6 +107,17 @@ def parse_chain_file(text: str, path: Path) -> ChainSpec:
             probe=health.probe,
         ),
         runtime=file.runtime,
+        clients=tuple(
+            NamedClient(
+                client.name,
+                client.address,
+                client.mac or "",
+                client.container or "",
+                client.label or "",
+            )
+            for client in file.clients
+        ),
+        publish=tuple(file.publish),
         places=MappingProxyType(document.places),
     )
 
@@ -155,10 +171,19 @@ def _complain(details: ErrorDetails, complaints: _Complaints) -> None:
             words = f"expected at least one {_one_of(path[0])}, found an empty list"
             complaints.add(path, "C114", words)
         case "too_long":
-            most = {"hops": f"{MAX_HOPS} hops", "lan": f"{MAX_LANS} networks"}[str(path[0])]
+            most = {
+                "hops": f"{MAX_HOPS} hops",
+                "lan": f"{MAX_LANS} networks",
+                "clients": f"{MAX_NAMED} clients",
+                "publish": f"{MAX_NAMED} ports",
+            }[str(path[0])]
             complaints.add(path, "C114", f"expected at most {most}, found {len(found)}")
         case "list_type" if path == ("hops",):
             complaints.add(path, "C107", "expected a list of hops, each `- {name: …, servers: …}`")
+        case "list_type" if path == ("clients",):
+            complaints.add(path, "C107", "expected a list of clients, each `- {name: …, mac: …}`")
+        case "list_type" if path == ("publish",):
+            complaints.add(path, "C107", "expected a list of ports such as `[8080:download:80]`")
         case _:
             keys = ", ".join(
                 f"`{key}`" for key in _keys_of(section or str(path[0]) if path else "")
@@ -174,7 +199,7 @@ def _without_made_lists(path: PathInFile, document: Document) -> PathInFile:
 
 
 def _one_of(section: str | int) -> str:
-    return {"hops": "hop", "lan": "network"}[str(section)]
+    return {"hops": "hop", "lan": "network", "clients": "client"}[str(section)]
 
 
 def _complain_about_key(path: PathInFile, section: str, complaints: _Complaints) -> None:
@@ -190,12 +215,15 @@ def _complain_about_key(path: PathInFile, section: str, complaints: _Complaints)
     complaints.add_key(path, "C104", f"the key {quote(key)} is unknown.{meant}")
 
 
+_MODELS = {"hops": "Hop", "clients": "Client"}
+
+
 @functools.cache
 def _keys_of(section: str) -> tuple[str, ...]:
     """The keys of a section; "" is the file itself."""
     schema = ChainFile.model_json_schema()
     if section:
-        schema = schema["$defs"][{"hops": "Hop"}.get(section, section.capitalize())]
+        schema = schema["$defs"][_MODELS.get(section, section.capitalize())]
     return tuple(schema["properties"])
 
 
@@ -333,6 +361,51 @@ def _check_own_network(file: ChainFile, complaints: _Complaints) -> None:
     for number in own[1:]:
         words = "a chain has one network of the modes local and docker"
         complaints.add(("lan", number, "mode"), "C146", words)
+
+
+def _check_clients(file: ChainFile, complaints: _Complaints) -> None:
+    networks = [lan.address.network for lan in file.lan]
+    seen: dict[tuple[str, object], int] = {}
+    for number, client in enumerate(file.clients):
+        for key in ("name", "address", "mac", "container", "label"):
+            value = getattr(client, key)
+            if value is None:
+                continue
+            first = seen.setdefault((key, value), number)
+            if first != number:
+                line = complaints.document.place(("clients", first)).line
+                words = f"the client in line {line} has {quote(value)} already"
+                complaints.add(("clients", number, key), "C148", words)
+        if client.address and not any(client.address in network for network in networks):
+            words = f"{client.address} lies in none of the networks in `lan`"
+            complaints.add(("clients", number, "address"), "C148", words)
+
+
+def _check_publish(file: ChainFile, complaints: _Complaints) -> None:
+    if not file.publish:
+        return
+    if not any(lan.mode is LanMode.DOCKER for lan in file.lan):
+        words = "only containers have published ports; add `{mode: docker, …}` to `lan`"
+        complaints.add(("publish",), "C149", words)
+    gateways = [lan.address.ip for lan in file.lan if not (lan.mode and lan.mode.own)]
+    if not gateways:
+        words = "ports are published to devices, and `lan` has no network of any"
+        complaints.add(("publish",), "C149", words)
+        return
+    taken: dict[tuple[int, int, IPv4Address], Publish] = {}
+    for number, wish in enumerate(file.publish):
+        at: PathInFile = ("publish", number)
+        if wish.at is not None and wish.at not in gateways:
+            theirs = ", ".join(map(str, gateways))
+            words = f"{wish.at} is not the gateway's address in a network of devices ({theirs})"
+            complaints.add(at, "C149", words)
+        if wish.port == 53:
+            complaints.add(at, "C149", "port 53 of the gateway answers questions for names")
+        for gateway in [wish.at] if wish.at else gateways:
+            other = taken.setdefault((wish.protocol, wish.port, gateway), wish)
+            if other is not wish:
+                words = f"port {wish.port} of {gateway} is published already: {quote(str(other))}"
+                complaints.add(at, "C149", words)
 
 
 def _check_resolver(file: ChainFile, exit_hop: HopSpec, complaints: _Complaints) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TypeAlias
 
+from chainctl.model.clients import NamedClient, Publish
 from chainctl.model.independence import Independence, Trait
 from chainctl.model.openvpn import OpenVpnProfile
 from chainctl.model.parts import LanMode, RuntimeKind
@@ -215,6 +216,8 @@ class ChainSpec:
     health: HealthSpec = HealthSpec()
     runtime: RuntimeKind | None = RuntimeKind.EMBEDDED
     """None: Docker if a daemon answers when the chain comes up."""
+    clients: tuple[NamedClient, ...] = ()
+    publish: tuple[Publish, ...] = ()
     places: Mapping[PathInFile, Place] = field(
         default_factory=lambda: MappingProxyType({}), compare=False, repr=False
     )

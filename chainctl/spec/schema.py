@@ -24,8 +24,9 @@ from pydantic import (
 )
 
 from chainctl.model.chain import LEGS_PER_CHAIN, MAX_HOPS, MAX_LANS
+from chainctl.model.clients import Publish
 from chainctl.model.independence import Trait
-from chainctl.model.parts import LanMode, RuntimeKind
+from chainctl.model.parts import TCP, UDP, LanMode, RuntimeKind
 from chainctl.spec.countries import COUNTRIES
 from chainctl.spec.duration import (
     DURATION,
@@ -34,10 +35,19 @@ from chainctl.spec.duration import (
     parse_span,
     render_duration,
 )
-from chainctl.spec.forms import Choice, Flag, Number, Servers, Source, Word, refusal
+from chainctl.spec.forms import (
+    Choice,
+    Flag,
+    Number,
+    Servers,
+    Source,
+    Word,
+    refusal,
+)
 from chainctl.spec.model import INDEPENDENCE, HealthSpec, RotationSpec
 from chainctl.spec.words import quote
 
+MAX_NAMED = 1000
 SMALLEST_WIRES = 33 - LEGS_PER_CHAIN.bit_length()
 """Prefix length: room for the first chain on the machine."""
 
@@ -131,6 +141,23 @@ def _percent(word: str) -> float:
 _NAME = "[a-z][a-z0-9-]{0,19}"
 _LINK = "[A-Za-z0-9_][A-Za-z0-9_.@=-]{0,14}"
 """Less than the kernel allows: the name goes into nft rules, where `*` and quotes mean more."""
+
+
+_CLIENT = "[A-Za-z0-9][A-Za-z0-9_.-]{0,127}"
+"""What Docker takes for a container, and no longer than people read."""
+_PORT = "([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])"
+
+
+def _publish(word: str) -> Publish:
+    ends, _, protocol = word.partition("/")
+    *at, port, client, client_port = ends.split(":")
+    return Publish(
+        port=int(port),
+        client=client,
+        client_port=int(client_port),
+        protocol=UDP if protocol == "udp" else TCP,
+        at=IPv4Address(at[0]) if at else None,
+    )
 
 
 def _link(code: str) -> Word:
@@ -482,6 +509,53 @@ class Health(_Keys):
     )
 
 
+_KNOWN_BY = ("address", "mac", "container", "label")
+
+
+class Client(_Keys):
+    """A name for a device or a container that uses the chain."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"oneOf": [{"required": [key]} for key in _KNOWN_BY]}
+    )
+
+    name: Annotated[
+        str, Word("C148", _CLIENT, "a name: a letter or digit, then more of A-Z a-z 0-9 _ . -")
+    ] = Field(description="What you call it; unique in the chain.")
+    address: Annotated[
+        IPv4Address | None,
+        Word("C148", _IPV4, "an IPv4 address such as `192.168.10.20`", _server_address),
+    ] = Field(default=None, description="It is who has this address in one of the networks.")
+    mac: Annotated[
+        str | None,
+        Word(
+            "C148",
+            "[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){5}",
+            "a MAC address such as `02:00:5e:10:00:01`",
+            str.lower,
+        ),
+    ] = Field(default=None, description="It is who has this MAC address.")
+    container: Annotated[
+        str | None, Word("C148", _CLIENT, "the name of a container such as `download`")
+    ] = Field(default=None, description="It is the container of this name.")
+    label: Annotated[
+        str | None,
+        Word(
+            "C148",
+            "[A-Za-z0-9][A-Za-z0-9._/-]{0,127}(=[^\\r\\n]{0,255})?",
+            "a label of a container such as `com.docker.compose.service=download`",
+        ),
+    ] = Field(default=None, description="It is a container that has this label.")
+
+    @model_validator(mode="after")
+    def _known_by_one_thing(self) -> Self:
+        given = [key for key in _KNOWN_BY if getattr(self, key) is not None]
+        if len(given) != 1:
+            found = " and ".join(f"`{key}`" for key in given) or "none"
+            raise refusal("C148", f"expected one of {_one_of(_KNOWN_BY)}, found {found}")
+        return self
+
+
 def _as_list(value: object) -> object:
     """One thing may stand without the list around it."""
     return [value] if isinstance(value, dict) else value
@@ -528,10 +602,29 @@ class ChainFile(_Keys):
         "up, else chainctl itself.",
         json_schema_extra={"default": "embedded"},
     )
+    clients: Annotated[list[Client], Field(max_length=MAX_NAMED)] = Field(
+        default=[], description="Names for devices and containers, by which they are shown."
+    )
+    publish: list[
+        Annotated[
+            Publish,
+            Word(
+                "C149",
+                rf"({_IPV4}:)?{_PORT}:{_CLIENT}:{_PORT}(/(tcp|udp))?",
+                "PORT:CONTAINER:PORT such as `8080:download:80` or `5353:names:53/udp`",
+                _publish,
+            ),
+        ]
+    ] = Field(
+        default=[],
+        max_length=MAX_NAMED,
+        description="Ports of the gateway that lead to containers: PORT:CONTAINER:PORT. Only "
+        "devices of the LAN reach them.",
+    )
 
 
 _LATER = {
-    "": "policy clients record notify vault elasticsearch publish endpoints zones",
+    "": "policy record notify vault elasticsearch endpoints zones",
     "lan": "vlan clients ipv6",
     "wan": "",
     "dns": "local",
@@ -540,6 +633,7 @@ _LATER = {
     "independent": "",
     "rotation": "",
     "health": "",
+    "clients": "",
 }
 LATER = {section: frozenset(keys.split()) for section, keys in _LATER.items()}
 """Keys of the design without code behind them yet, by the section they stand in."""

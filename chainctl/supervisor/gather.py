@@ -13,8 +13,9 @@ from chainctl.errors import MendFile
 from chainctl.host.resolver import lookup_ipv4
 from chainctl.images.lock import ImageKind
 from chainctl.model.chain import Slot
+from chainctl.model.clients import NO_DOCKER, DockerSeen
 from chainctl.model.facts import NetworkFacts
-from chainctl.model.parts import RuntimeKind
+from chainctl.model.parts import LanMode, RuntimeKind
 from chainctl.model.pushed import Pushed
 from chainctl.model.selection import HopSelection
 from chainctl.net.facts import read_network
@@ -63,6 +64,9 @@ class Gathered:
             pushed[hop, slot] = said
         return replace(self, facts=replace(self.facts, pushed=pushed))
 
+    def with_docker(self, seen: DockerSeen) -> Gathered:
+        return replace(self, facts=replace(self.facts, docker=seen))
+
     def with_selection(self, hop: str, chosen: HopSelection) -> Gathered:
         selection = {**self.facts.selection, hop: chosen}
         return replace(self, facts=replace(self.facts, selection=selection))
@@ -94,8 +98,15 @@ def gather(file: Path, machine: Machine, journal: Journal) -> Gathered:
             path_mtus=journal.recall(spec.name, "path_mtus", {}),
             openvpn_image=_openvpn_image(spec, machine),
             pushed=recall_pushed(spec.name, journal),
+            docker=_docker(spec, machine),
         ),
     )
+
+
+def _docker(spec: ChainSpec, machine: Machine) -> DockerSeen:
+    """Not asked for a chain without containers."""
+    uses = any(lan.mode is LanMode.DOCKER for lan in spec.lans)
+    return machine.look_at_docker(spec.name) if uses else NO_DOCKER
 
 
 def _openvpn_image(spec: ChainSpec, machine: Machine) -> str:

@@ -28,9 +28,11 @@ from chainctl.model.chain import (
     Slot,
     Tunnel,
     VpnConfig,
+    chain_of_network,
     client_bridge,
     docker_network,
 )
+from chainctl.model.clients import NO_DOCKER, DockerSeen, Neighbour
 from chainctl.model.openvpn import OpenVpnConfig, render
 from chainctl.model.parts import (
     HOST,
@@ -82,8 +84,10 @@ from chainctl.net.filter import (
 )
 from chainctl.net.layout import layout
 from chainctl.net.links import Links, lasting_mac
+from chainctl.net.netlink import open_netlink
 from chainctl.net.policy import compile_policy
 from chainctl.net.rtnl import IFF_NOARP
+from chainctl.net.rtnl_read import read_links, read_neighbours
 from chainctl.net.tables import Tables
 from chainctl.net.uplink import find_fault
 from chainctl.runtime.bundle import (
@@ -95,6 +99,7 @@ from chainctl.runtime.bundle import (
 )
 from chainctl.runtime.container import Archive
 from chainctl.runtime.docker import DockerClients
+from chainctl.runtime.docker_watch import DockerWatch
 from chainctl.runtime.openvpn import OpenVpn, OpenVpnStatus
 from chainctl.runtime.runc import Clients
 from chainctl.runtime.runtime import Running, Runtime
@@ -119,7 +124,10 @@ _STARTERS = 4
 
 
 class Machine:
-    def __init__(self, settings: Settings) -> None:
+    def __init__(
+        self, settings: Settings, docker_changed: Callable[[str], None] = lambda _: None
+    ) -> None:
+        """`docker_changed` is told the chain whose `see_docker` would say something new."""
         self.namespaces = Namespaces(settings.netns_dir)
         self._settings = settings
         self._changes = Changes(self.namespaces)
@@ -127,6 +135,9 @@ class Machine:
         self._tables = Tables(self.namespaces, self._changes, settings.run_dir / "tables")
         self._news = News(self.namespaces, self._links, self._changes)
         self._docker = DockerClients(settings, self._packed)
+        self._docker_watch = DockerWatch(
+            self._docker, lambda network: docker_changed(chain_of_network(network))
+        )
         self._runtimes: dict[RuntimeKind, Runtime] = {
             RuntimeKind.EMBEDDED: Clients(settings),
             RuntimeKind.DOCKER: self._docker,
@@ -147,6 +158,7 @@ class Machine:
 
     def close(self) -> None:
         """Everything stays in force; the gates shut when their time is over."""
+        self._docker_watch.close()
         self._starters.shutdown()
         with self._lock:
             if self._filter is not None:
@@ -225,10 +237,32 @@ class Machine:
         """A pidfd of the VPN client; None when there is none, as for a device of the kernel."""
         return self._runtime_of(name).watch(name)
 
-    def look_at_docker(self, name: str) -> None:
-        """Whether the network for containers is still there; nobody is told when it goes."""
-        with suppress(ChainctlError):
-            self._docker.look_at_network(docker_network(name))
+    def look_at_docker(self, name: str) -> DockerSeen:
+        """Ask now who is in the chain's network for containers. At most twice ten seconds."""
+        seen = NO_DOCKER
+        if self._docker.has_socket():
+            with suppress(ChainctlError):
+                seen = self._docker.look_at_network(docker_network(name))
+        return self._with_network(name, seen)
+
+    def follow_docker(self, name: str, known: DockerSeen) -> None:
+        """From now on somebody listens to what the daemon says of the chain's network."""
+        self._docker_watch.follow(docker_network(name), known)
+
+    def see_docker(self, name: str) -> DockerSeen:
+        """As it was heard last, without asking; nothing when nobody listens."""
+        return self._with_network(name, self._docker_watch.seen(docker_network(name)) or NO_DOCKER)
+
+    def _with_network(self, name: str, seen: DockerSeen) -> DockerSeen:
+        return replace(seen, made=self._docker.network_made(docker_network(name)) is not None)
+
+    def neighbours(self, chain: Chain) -> list[Neighbour]:
+        """Who was heard of in the networks of the chain's clients, sorted."""
+        links = {lan.link for lan in chain.lans}
+        with suppress(ChainctlError, OSError):
+            seen = self.namespaces.call(chain.gateway, _neighbours)
+            return sorted(one for one in seen if one.link in links)
+        return []
 
     def watch_holder(self, ns: NsName) -> int | None:
         """A pidfd of the container that holds the namespace; None when a pin alone does."""
@@ -271,6 +305,7 @@ class Machine:
             places = [(ns, guard.TABLE) for ns in mine]
             if self.namespaces.inode(PANEL):
                 places.append((PANEL, guard.TABLE))
+            places += [(ns, guard.PUBLISHED_TABLE) for ns in mine if ns.endswith(".gateway")]
             places.append((HOST, f"{guard.TABLE}-{name}"))
             places.append((HOST, guard.own_network_table(name)))
             found += self._own_network(name)
@@ -506,6 +541,7 @@ class Machine:
 
     def clean(self, name: str, number: int, *, last: bool) -> None:
         """After the last part: rows of ports that are no more, and with the last chain the maps."""
+        self._docker_watch.leave(docker_network(name))
         with self._lock:
             self._chains.pop(name, None)
             for client in [key for key in list(self._configs) if key.startswith(f"{name}.")]:
@@ -823,6 +859,13 @@ def _is_loopback(part: Part) -> TypeGuard[Up | Address]:
 def _policy_of(chain: Chain, scope: int) -> ClientPolicy | None:
     policies = [part for part in layout(chain) if isinstance(part, ClientPolicy)]
     return next((policy for policy in policies if policy.scope == scope), None)
+
+
+def _neighbours() -> list[Neighbour]:
+    with open_netlink() as link:
+        names = {seen.index: seen.name for seen in read_links(link)}
+        seen = read_neighbours(link)
+    return [Neighbour(names.get(index, ""), address, mac) for index, address, mac in seen]
 
 
 def _index(link: str) -> int:

@@ -2,9 +2,9 @@
 
 Pure. The supervisor hands in what `layout` wants and what the drivers saw, and executes the
 steps one by one; killed after any of them, the next plan starts from what is there then.
-Three rules order every plan: the gate is shut before anything is touched and opened after
-everything is proved; what carries traffic is taken away before what judges it; parts come
-into being in the order of the layout, policy before connectivity.
+Three rules order every plan: the gate is shut before anything is touched that carries or judges
+what leaves, and opened after everything is proved; what carries traffic is taken away before what
+judges it; parts come into being in the order of the layout, policy before connectivity.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ from chainctl.model.parts import (
     WireTuple,
     client_key,
 )
+from chainctl.net.guard import PUBLISHED_TABLE
 
 
 @dataclass(frozen=True)
@@ -109,11 +110,22 @@ def plan(
     if beside:
         return tuple(steps)
     opens = bool(hops) and open_wanted
-    closing: list[Step] = [CloseGate()] if gate_open and (steps or not opens) else []
+    disturbs = not all(map(_is_beside_traffic, steps))
+    closing: list[Step] = [CloseGate()] if gate_open and (disturbs or not opens) else []
     proving: list[Step] = []
-    if opens and (steps or not gate_open):
+    if opens and (disturbs or not gate_open):
         proving = [*(Prove(number) for number in sorted(hops)), OpenGate()]
     return (*closing, *steps, *proving)
+
+
+def _is_beside_traffic(step: Step) -> bool:
+    """It is about containers and devices of the LAN alone, and nobody's way out."""
+    if not isinstance(step, Make | Change | Remove):
+        return False
+    part = step.new if isinstance(step, Change) else step.part
+    return isinstance(part, DockerNetwork) or (
+        isinstance(part, NftTable) and part.table == PUBLISHED_TABLE
+    )
 
 
 def _repairs(want: Sequence[Part], have: Sequence[Part], shared: Collection[Key]) -> list[Step]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address
 from typing import Any
@@ -23,6 +23,7 @@ from chainctl.model.chain import (
     Uplink,
     source_port,
 )
+from chainctl.model.clients import NO_DOCKER, DockerSeen, Published, find_member
 from chainctl.model.facts import Known, LinkFacts, NetworkFacts
 from chainctl.model.independence import Independence
 from chainctl.model.openvpn import OpenVpnConfig
@@ -59,6 +60,7 @@ class Facts:
     """Digest as `image`, for OpenVPN."""
     pushed: Mapping[tuple[str, Slot], Pushed] = field(default_factory=dict)
     """What OpenVPN servers said, by hop name and slot."""
+    docker: DockerSeen = NO_DOCKER
 
 
 def resolve(spec: ChainSpec, facts: Facts) -> Chain:
@@ -90,7 +92,31 @@ def resolve(spec: ChainSpec, facts: Facts) -> Chain:
         path_mtu=uplink.mtu,
         runtime=facts.runtime,
     )
+    chain = with_containers(chain, spec, facts.docker)
     return with_path_mtu(chain, min(_path_mtu(chain, facts.path_mtus), uplink.mtu))
+
+
+def with_containers(chain: Chain, spec: ChainSpec, docker: DockerSeen) -> Chain:
+    """The chain as it is with these containers in its network.
+
+    Without a daemon that answers it comes up all the same, and its network for containers when
+    there is one.
+    """
+    joined = docker.answers or docker.made
+    lans = tuple(
+        replace(lan, joined=joined) if lan.mode is LanMode.DOCKER else lan for lan in chain.lans
+    )
+    return replace(chain, lans=lans, published=tuple(_published(chain, spec, docker)))
+
+
+def _published(chain: Chain, spec: ChainSpec, docker: DockerSeen) -> Iterator[Published]:
+    own = chain.own_network
+    for wish in spec.publish:
+        gateways = tuple(lan.address.ip for lan in chain.devices)
+        found = find_member(wish.client, docker.members, spec.clients)
+        # Docker says the address, and what it says leads nowhere else than to its network.
+        to = found.address if found and own and found.address in own.address.network else None
+        yield Published(wish, (wish.at,) if wish.at else gateways, to)
 
 
 def _path_mtu(chain: Chain, known: Mapping[str, int]) -> int:

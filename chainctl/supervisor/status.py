@@ -9,6 +9,11 @@ from typing import Any
 from chainctl.host import clock
 from chainctl.model.chain import Chain, Engine, Hop
 from chainctl.store.journal import Wanted
+from chainctl.supervisor.clients import (
+    describe_clients,
+    describe_published,
+    notes_on_containers,
+)
 from chainctl.supervisor.machine import Machine
 from chainctl.supervisor.sniffer import Reading
 from chainctl.supervisor.verdict import Verdict, is_failing
@@ -48,8 +53,19 @@ def describe(wanted: Wanted, worker: Worker | None, machine: Machine) -> dict[st
         "repairs": [
             {"text": text, "seconds_ago": round(now - at, 1)} for at, text in state.repairs
         ],
+        "clients": [],
+        "published": describe_published(chain) if chain else [],
         "notes": list(state.notes),
     }
+    gathered = worker.gathered if worker else None
+    if chain is not None and gathered is not None:
+        docker = gathered.facts.docker
+        facts["clients"] = describe_clients(
+            chain, gathered.spec.clients, docker, machine.neighbours(chain)
+        )
+        facts["notes"] += notes_on_containers(chain, docker)
+        if state.containers is not None:
+            facts["notes"].append(f"{state.containers}; containers wait for it.")
     return facts
 
 

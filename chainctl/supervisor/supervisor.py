@@ -27,7 +27,7 @@ class Supervisor:
 
     def __init__(self, settings: Settings) -> None:
         self._journal = Journal(settings.journal_path)
-        self._machine = Machine(settings)
+        self._machine = Machine(settings, self._look_at_containers)
         self._machine.take_over()
         self._sniffer = Sniffer(self._machine.namespaces)
         self._ticks = Ticks()
@@ -158,6 +158,11 @@ class Supervisor:
                     tick=lambda: pace(len(self._workers)),
                 )
             return self._workers[name]
+
+    def _look_at_containers(self, name: str) -> None:
+        worker = self._running().get(name)
+        if worker is not None:
+            worker.disturb()
 
     def _running(self) -> dict[str, Worker]:
         with self._lock:

@@ -36,6 +36,7 @@ from chainctl.model.parts import (
     Up,
     WireTuple,
 )
+from chainctl.net.guard import PUBLISHED_TABLE
 from chainctl.supervisor.plan import Change, CloseGate, Make, OpenGate, Prove, Remove, Step
 
 
@@ -43,6 +44,8 @@ def describe_part(part: Part) -> str:
     match part:
         case Namespace(name):
             return f"network namespace {'of the filter' if name == PANEL else name}"
+        case NftTable(ns, table) if table == PUBLISHED_TABLE:
+            return f"published ports of {_place(ns)}"
         case NftTable(ns):
             return f"nft table in {_place(ns)}"
         case Leg(ns, link) | LanLeg(ns, link):
@@ -151,6 +154,7 @@ def describe_plan(chain: Chain, before: Chain | None, steps: Sequence[Step]) -> 
         f"{lan.address} on {lan.interface} by {lan.mode.value}" for lan in chain.lans
     )
     lines.append(f"Gateway {gateway}; uplink {_uplink(chain)}; MTU {chain.mtu}.")
+    lines += [f"Published {one.wish}" for one in chain.published]
     if before and before.exit.tunnel.endpoint != chain.exit.tunnel.endpoint:
         lines.append("Effect: the exit address changes, open connections end.")
     changes = [describe_step(step) for step in steps]

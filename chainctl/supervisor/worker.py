@@ -28,6 +28,7 @@ from chainctl.errors import (
 )
 from chainctl.host import clock
 from chainctl.model.chain import Chain, Engine, Hop
+from chainctl.model.clients import differences
 from chainctl.model.doctor_lan import judge_lan
 from chainctl.model.fault import Fault
 from chainctl.model.findings import Level, Wish
@@ -36,6 +37,7 @@ from chainctl.model.selection import HopSelection
 from chainctl.net.facts import read_lan
 from chainctl.net.layout import layout
 from chainctl.store.journal import Journal, Wanted
+from chainctl.supervisor.clients import notes_on_containers
 from chainctl.supervisor.connecting import LOGIN_PAUSE, SLICE, AddressIsNew
 from chainctl.supervisor.crash import CrashPoints
 from chainctl.supervisor.ended import begins_elsewhere
@@ -43,7 +45,7 @@ from chainctl.supervisor.execute import Executor, Progress
 from chainctl.supervisor.gather import Gathered, gather
 from chainctl.supervisor.machine import Machine
 from chainctl.supervisor.plan import Change, CloseGate, Make, OpenGate, Prove, Remove, Step, plan
-from chainctl.supervisor.resolve import candidates, resolve, with_path_mtu
+from chainctl.supervisor.resolve import candidates, resolve, with_containers, with_path_mtu
 from chainctl.supervisor.rotating import Rotating
 from chainctl.supervisor.rotation import Rotations
 from chainctl.supervisor.sniffer import Reading, Sniffer
@@ -51,6 +53,8 @@ from chainctl.supervisor.ticks import Ticks
 from chainctl.supervisor.verdict import FRESH, is_failing, outermost_dead
 from chainctl.supervisor.words import describe_part, describe_plan, hop_of
 
+_CONTAINERS_PAUSE = 30.0
+"""Seconds until Docker is asked again for what it refused."""
 _MOST_ADDRESSES = 3
 """Times a hop may say another address before nobody listens any more."""
 GATE_TIMEOUT = 4.0
@@ -92,6 +96,8 @@ class State:
     repairs: tuple[tuple[float, str], ...] = ()
     """(boot time, what was found wrong and mended), newest last."""
     notes: tuple[str, ...] = ()
+    containers: ChainctlError | None = None
+    """Why containers that came since are not served."""
 
 
 @dataclass(frozen=True)
@@ -150,6 +156,7 @@ class Worker(Rotating):
         self._disturbed = threading.Event()
         self._thoroughly = threading.Event()
         self._retry_at = 0.0
+        self._containers_at = 0.0
         self._failures = 0
         self._gathered = None
         self._alarmed = threading.Event()
@@ -257,6 +264,11 @@ class Worker(Rotating):
         self._sniffer.sweep([self._key(hop) for hop in chain.hops], patience=FRESH)
 
     @property
+    def gathered(self) -> Gathered | None:
+        """What the chain was last worked out from; None while it is not up."""
+        return self._gathered
+
+    @property
     def watched(self) -> tuple[str, ...]:
         """What the sniffer knows its hops by."""
         chain = self.state.chain
@@ -304,13 +316,14 @@ class Worker(Rotating):
     def _up(self, file: Path, progress: Progress) -> None:
         begun = time.monotonic()
         gathered = gather(file, self._machine, self._journal)
-        self._machine.look_at_docker(self.name)
         progress("file", gathered.summary, time.monotonic() - begun)
         for notice in gathered.notices:
             progress("note", notice, 0.0)
         wanted = self._journal.want(self.name, file=file, up=True, number=gathered.facts.number)
         self._look_around(gathered)
         self._reconcile(gathered, wanted, progress, asked=True)
+        for note in notes_on_containers(self._chain, self._known.facts.docker):
+            progress("note", note, 0.0)
 
     def _adopt(self) -> None:
         wanted = self._journal.chain(self.name)
@@ -640,7 +653,7 @@ class Worker(Rotating):
         if chain is None:
             if now >= self._retry_at:
                 self._adopt()
-        elif self.state.problem is None:
+        elif (chain := self._follow_containers(chain)) and self.state.problem is None:
             # This process was stopped, or the machine slept: who knows what was done.
             if now - self._waiting_since > FRESH and self._repair(chain, wanted):
                 return
@@ -667,6 +680,34 @@ class Worker(Rotating):
                 self._rotate_what_is_due(chain)
         elif now >= self._retry_at:
             self._recover(chain, wanted)
+
+    def _follow_containers(self, chain: Chain) -> Chain:
+        """Let published ports lead where their containers are, and the network of the chain's
+        containers join Docker when that is there again. Beside running traffic, and whatever
+        else is wrong: what devices of the LAN have of containers does not leave.
+        """
+        gathered, now = self._gathered, clock.boot_seconds()
+        if gathered is None or not chain.has_containers or now < self._containers_at:
+            return chain
+        self._machine.follow_docker(self.name, gathered.facts.docker)
+        before, seen = gathered.facts.docker, self._machine.see_docker(self.name)
+        if seen == before:
+            return chain
+        after = with_containers(chain, gathered.spec, seen)
+        try:
+            self._machine.configure(after)
+            self._execute(plan(layout(after), layout(chain), beside=True), after)
+        except StepFailed as error:
+            # Everybody else's traffic goes on.
+            self._machine.configure(chain)
+            self._containers_at = now + _CONTAINERS_PAUSE
+            self._update(containers=error.cause)
+            return chain
+        for kind, text in differences(before.members, seen.members, gathered.spec.clients):
+            self._say(kind, text)
+        self._gathered = gathered.with_docker(seen)
+        self._update(chain=after, containers=None)
+        return after
 
     def _recover(self, chain: Chain, wanted: Wanted) -> None:
         """Try again. Everything up to the proof of a hop was done before that failed, so the hop

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from functools import partial
+from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from tests.leak.canary import Expect, Udp
 from tests.leak.chain_rig import ECHO, TARGET_ADDRESS, ChainRig
 from tests.leak.fixture import oracle
 from tests.leak.oracle import Oracle
+from tests.system.test_json import Seen, check
 from tests.waiting import wait_until
 
 __all__ = ["oracle"]
@@ -133,7 +135,14 @@ def test_an_empty_network_goes_with_the_chain(chain: ChainRig, daemon: TestDaemo
 def test_attach(chain: ChainRig, daemon: TestDaemon) -> None:
     run(daemon, chain, "alone", network_mode="none", dns=[GATEWAY])
     assert not reaches(daemon, "alone")
-    chain.chainctl("attach", "alone")
+    said = json.loads(chain.chainctl("attach", "alone", "--json").stdout)
+    seen = Seen()
+    seen.add(said)
+    check("`attach`", seen)
+    address = said.pop("address")
+    assert IPv4Address(address) in IPv4Network(f"{GATEWAY}/24", strict=False)
+    network = f"chain-{chain.lab.name}"
+    assert said == {"chain": chain.lab.name, "container": "alone", "network": network}
     assert reaches(daemon, "alone")
     with daemon.api() as api:
         api.restart("alone", timeout=0)

@@ -351,7 +351,7 @@ class ChainRig:
             (when,) = journal.execute(
                 "SELECT max(at) FROM event WHERE kind = ?", (kind,)
             ).fetchone()
-        return float(when)
+        return float(when or 0)
 
     def ask_for_gateway(self) -> None:
         """The client forgets what it was told by `aim_at`."""

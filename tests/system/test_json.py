@@ -97,7 +97,18 @@ def until(look: Callable[[], Any], right: Callable[[Any], object]) -> Any:
     return found
 
 
-def test_chains(lab: Lab) -> None:
+def name_and_publish(file: Path) -> None:
+    """Of containers, without a daemon that could run any."""
+    text = file.read_text()
+    (lan,) = (line for line in text.splitlines() if line.startswith("lan:"))
+    both = f"{lan.removeprefix('lan:').strip()}, {{mode: docker, address: 172.31.76.1/24}}"
+    more = "clients: [{name: tv, address: 192.168.10.77}]\npublish: [8080:web:80]\n"
+    file.write_text(text.replace(lan, f"lan: [{both}]") + more)
+
+
+def test_chains(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CHAINCTL_DOCKER_SOCKET", str(lab.directory / "no.sock"))
+    name_and_publish(lab.chain_file)
     seen, file = Seen(), str(lab.chain_file)
     plans = Seen()
     plans.add(say(lab, "plan", file))

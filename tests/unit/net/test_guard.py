@@ -27,6 +27,7 @@ CHAINS = {
     "openvpn": make_chain(3, vias=(TCP, UDP, UDP)),
     "openvpn_untold": make_chain(2, vias=(UDP, TCP), told=False),
     "bridge": make_chain(1, lan_mode=LanMode.BRIDGE, lan="172.20.0.1/16", docker_user=True),
+    "published": make_chain(1, guests=True, published=2),
     "own_uplink": make_chain(2, guests=True, wan_mode=LanMode.MACVLAN, both_slots=True),
 }
 
@@ -43,6 +44,8 @@ def _whole(table: NftTable) -> str:
 def test_golden(name: str, golden: Golden) -> None:
     for table in _tables(CHAINS[name]):
         place = {HOST: "host", PANEL: "panel"}.get(table.ns, table.ns.partition(".")[2])
+        if table.table in (guard.PUBLISHED_TABLE, guard.own_network_table("home")):
+            place = table.table.partition("-")[2]
         golden(HERE / "golden" / name / f"{place}.nft", _whole(table))
 
 
@@ -74,7 +77,7 @@ def test_what_drops_drops_by_policy_and_by_a_last_rule(chain: Chain) -> None:
                 assert rules[-1] == "drop", f"{table.key} {name}"
             else:
                 assert "drop" not in rules
-        if table.ns != HOST:
+        if table.ns != HOST and table.table == guard.TABLE:
             for hook in ("forward", "input", "output"):
                 assert re.search(
                     rf"type filter hook {hook} priority -?\d+; policy drop;", table.rules
@@ -83,13 +86,28 @@ def test_what_drops_drops_by_policy_and_by_a_last_rule(chain: Chain) -> None:
 
 @given(chain=chains(told=None))
 def test_the_gate_is_asked_before_anything_else(chain: Chain) -> None:
-    (gateway,) = (table for table in _tables(chain) if table.ns == chain.gateway)
+    gateway, *_ = (table for table in _tables(chain) if table.ns == chain.gateway)
+    assert gateway.table == guard.TABLE
     bodies = dict(_CHAIN.findall(gateway.rules))
     _, *first = (line.strip() for line in bodies["forward"].splitlines()[:3])
     assert first == [
         'iifname "up0" iifname != @open drop',
         'oifname "up0" oifname != @open drop',
     ]
+
+
+@given(chain=chains(told=None))
+def test_what_is_published_goes_between_networks_of_clients_only(chain: Chain) -> None:
+    """Neither table says a word of what is published that concerns the way out."""
+    rules = [guard.render_published(chain)] if chain.published else []
+    rules += [line for line in guard.render_gateway(chain).splitlines() if "ct status dnat" in line]
+    assert bool(rules) == bool(chain.published)
+    for line in "\n".join(rules).splitlines():
+        assert "up0" not in line
+        links = re.findall(r'[io]ifname "(\w+)"', line)
+        assert not links or "lan2" in links or "dnat ip to 172.31.7." in line
+        if line.endswith("accept") and 'iifname "lan2"' in line:
+            assert "ct direction reply" in line or "ct original" in line or "related" in line
 
 
 @given(chain=chains(told=None))

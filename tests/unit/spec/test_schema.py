@@ -27,9 +27,12 @@ BEYOND_A_SCHEMA = {
     "address-loopback",
     "address-network",
     "broken-profiles",
+    "clients-that-clash",
     "duplicate-keys",
     "exit-without-resolver",
     "no-such-profile",
+    "publish-that-clashes",
+    "publish-to-nobody",
     "same-names",
     "same-server-name",
     "servers-that-are-not-there",
@@ -79,7 +82,7 @@ def test_broken_files_are_not(path: Path) -> None:
 
 def test_later_keys_are_not_keys_yet() -> None:
     schema = json.loads(render_schema())
-    sections = {"": schema, "hops": schema["$defs"]["Hop"]}
+    sections = {"": schema, "hops": schema["$defs"]["Hop"], "clients": schema["$defs"]["Client"]}
     for section, keys in LATER.items():
         known = sections.get(section) or schema["$defs"][section.capitalize()]
         assert not keys & set(known["properties"])
@@ -136,6 +139,13 @@ _ROTATION = {"per_hour": 6, "per_chain_hour": 12, "drain": "10m", "guards": 4}
 _HEALTH = {"interval": "1s", "patience": "12s", "phi": 8, "loss": "20%", "probe": "9.9.9.9"}
 
 
+_MAC = "02:00:5E:10:00:01"
+_PORTS = (
+    *("8080:web:80", "8080:web:80/udp", "192.168.10.254:1:a_b.c-d:65535/tcp"),
+    *("0:web:80", "8080:web:65536", "8080:80", "1.2.3:8080:web:80", "80:-web:80", 8080, None),
+)
+
+
 _GOOD = {
     "chain": "home",
     "lan": {"interface": "eth1", "address": "192.168.10.254/24"},
@@ -161,6 +171,12 @@ _GOOD = {
             "independent": _section(require="server", prefer=["country"]),
             "rotation": _section(**_ROTATION, quiet="08:00-18:00"),
             "health": _section(**_HEALTH),
+            "clients": st.one_of(
+                st.lists(_section("name", address="192.168.10.5"), max_size=2),
+                st.lists(_section("name", "container", mac=_MAC, label="a.b/c=d"), max_size=2),
+                _VALUES,
+            ),
+            "publish": st.one_of(st.lists(st.sampled_from(_PORTS), max_size=2), _VALUES),
             "colour": _VALUES,
         },
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
@@ -23,6 +23,7 @@ from chainctl.model.chain import (
     Uplink,
     source_port,
 )
+from chainctl.model.clients import Publish, Published
 from chainctl.model.openvpn import OpenVpnConfig, OpenVpnProfile, ServerCheck
 from chainctl.model.parts import TCP, UDP, LanMode
 from chainctl.model.secret import Secret
@@ -104,6 +105,9 @@ def _openvpn_tunnel(
 
 
 GUESTS = Lan("lan1", "guests", IPv4Interface("10.20.0.1/24"), LanMode.BRIDGE)
+CONTAINERS = Lan("lan2", "ch-home", IPv4Interface("172.31.7.1/24"), LanMode.DOCKER)
+WEB = Publish(8080, "web", 80)
+NAMES = Publish(5353, "names", 5300, UDP)
 PLACE = Place(LanMode.MACVLAN, IPv4Interface("203.0.113.5/24"), IPv4Address("203.0.113.1"))
 
 
@@ -127,17 +131,23 @@ def make_chain(
     wires: IPv4Network = WIRES,
     guests: bool = False,
     wan_mode: LanMode | None = None,
+    published: int | None = None,
 ) -> Chain:
-    """`servers`: which server each hop uses (default: its first), guard first. `vias`: how, as
+    """`published`: ports of containers, of which one has this address; 0: it does not run.
+
+    `servers`: which server each hop uses (default: its first), guard first. `vias`: how, as
     for `make_tunnel` (default: by WireGuard).
     """
     ways = [*vias, *[None] * hops]
     slots = (Slot.A, Slot.B) if both_slots else (Slot.A,)
     chosen = [*servers, *[1] * hops][:hops]
+    lans = [Lan("lan0", "eth1", IPv4Interface(lan), lan_mode), *([GUESTS] if guests else [])]
+    # A chain has one network of its own.
+    publishes = published is not None and not lan_mode.own
     return Chain(
         name=name,
         number=number,
-        lans=(Lan("lan0", "eth1", IPv4Interface(lan), lan_mode), *([GUESTS] if guests else [])),
+        lans=(*lans, *([CONTAINERS] if publishes else [])),
         uplink=Uplink("eth0", uplink_mtu, forwarded_before, docker_user)
         if wan_mode is None
         else Uplink("eth0", uplink_mtu, True, False, replace(PLACE, mode=wan_mode)),
@@ -164,7 +174,16 @@ def make_chain(
         wires=wires,
         resolver=IPv4Address(resolver) if resolver else None,
         path_mtu=path_mtu or uplink_mtu,
+        published=tuple(_published([one.address.ip for one in lans], published or 0))
+        if publishes
+        else (),
     )
+
+
+def _published(gateways: Sequence[IPv4Address], web: int) -> Iterator[Published]:
+    inside = CONTAINERS.address.network
+    yield Published(WEB, tuple(gateways), inside[web] if web else None)
+    yield Published(replace(NAMES, at=gateways[0]), (gateways[0],), inside[99])
 
 
 def chains(
@@ -188,5 +207,6 @@ def chains(
         path_mtu=st.sampled_from((None, 1480, 1492)),
         both_slots=st.booleans(),
         guests=st.booleans(),
+        published=st.sampled_from((None, 0, 2, 3)),
         wan_mode=st.sampled_from((None, None, *LanMode)),
     )

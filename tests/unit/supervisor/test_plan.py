@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from chainctl.model.chain import Chain
+from chainctl.model.parts import LanLeg, LanMode
 from chainctl.net.layout import layout
-from chainctl.supervisor.plan import CloseGate, Step, plan
+from chainctl.supervisor.plan import CloseGate, OpenGate, Prove, Step, plan
 from tests.unit.supervisor.chains import chains
 from tests.unit.supervisor.checker import (
     bad_things,
@@ -93,3 +96,25 @@ def _steps(found: Found, going_down: bool) -> tuple[Step, ...]:
         hops=() if going_down else hop_numbers(found.chain),
         gate_open=found.world.filter_gate_open,
     )
+
+
+@given(chain=chains(3), other=st.sampled_from((0, 2, 3)))
+@_MANY
+def test_a_container_with_another_address_shuts_no_gate(chain: Chain, other: int) -> None:
+    """What only concerns containers and devices is beside the traffic; all else is not."""
+    docker = [lan for lan in chain.lans if lan.mode is LanMode.DOCKER]
+    if not chain.published:
+        return
+    web, *more = chain.published
+    inside = docker[0].address.network
+    moved = replace(chain, published=(replace(web, to=inside[other] if other else None), *more))
+    away = replace(moved, lans=tuple(replace(lan, joined=False) for lan in moved.lans))
+    for have in (chain, away):
+        steps = plan(layout(moved), layout(have), hops=hop_numbers(chain), gate_open=True)
+        assert not [step for step in steps if isinstance(step, CloseGate | Prove | OpenGate)]
+        shut = plan(layout(moved), layout(have), hops=hop_numbers(chain), gate_open=False)
+        assert isinstance(shut[-1], OpenGate)
+    gateway = next(part for part in layout(chain) if isinstance(part, LanLeg))
+    broken = [part for part in layout(chain) if part.key != gateway.key]
+    steps = plan(layout(moved), broken, hops=hop_numbers(chain), gate_open=True)
+    assert isinstance(steps[0], CloseGate)
