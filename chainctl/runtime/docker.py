@@ -57,7 +57,10 @@ if TYPE_CHECKING:
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9.-]{0,62}")
 _LABEL = "chainctl.run"
-_ANCHOR_MEMORY = 8 * 2**20
+_ANCHOR_MEMORY, _ANCHOR_PIDS = 32 * 2**20, 16
+"""The program needs one thread and next to no memory; before it there is runc's own init, a Go
+program with some five threads, which a busy machine makes more of.
+"""
 _ANCHOR_UID = 65532
 
 
@@ -313,7 +316,7 @@ class DockerClients:
             network="none",
             labels=self._labels(place.name),
             memory=_ANCHOR_MEMORY,
-            pids=4,
+            pids=_ANCHOR_PIDS,
         )
 
     def _labels(self, ns: str) -> dict[str, str]:
