@@ -19,6 +19,8 @@ from typing import NamedTuple, TypeVar
 _CLONE_NEWNET = 0x40000000
 _ETHERNET_LIKE = (1, 772)  # ARPHRD_ETHER, ARPHRD_LOOPBACK of linux/if_arp.h
 _GONE_OR_DOWN = (errno.ENETDOWN, errno.ENODEV, errno.ENXIO)
+_LINK_WATCHED = 2.0
+"""Seconds after which the kernel has looked at a link whose carrier came or went."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _Result = TypeVar("_Result")
@@ -81,15 +83,20 @@ def send_frame(interface: str, frame: bytes) -> bool:
 def _send_surely(sender: socket.socket, interface: str, frame: bytes) -> bool:
     """A link that came up an instant ago takes frames and drops them without a word.
 
-    The kernel gives it a queue only when its link watcher gets to it (net/core/link_watch.c);
-    hence the look at the counter.
+    The kernel gives it a queue only when its link watcher gets to it, which it does once a second
+    (net/core/link_watch.c); hence the look at the counter. One whose other end went down an
+    instant ago still has its queue, and says ENOBUFS until the watcher has taken it away.
     """
     index = socket.if_nametoindex(interface)
     nothing = Link(interface, 0)
     before = read_links().get(index, nothing).packets
-    deadline = time.monotonic() + 0.5
+    deadline = time.monotonic() + _LINK_WATCHED
     while time.monotonic() < deadline:
-        sender.send(frame)
+        try:
+            sender.send(frame)
+        except OSError as error:
+            if error.errno != errno.ENOBUFS:
+                raise
         if read_links().get(index, nothing).packets > before:
             return True
         time.sleep(0.005)
