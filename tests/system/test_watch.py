@@ -18,6 +18,7 @@ import pytest
 
 from chainctl.lab.faults import Kind, fault
 from tests.system.chain_lab import ChainLab, chain_lab
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.root
 
@@ -120,11 +121,13 @@ def test_explain_says_who_is_passed_over_why_and_until_when(chain: ChainLab) -> 
     before = chain.servers["exit"]
     mark = chain.drill.mark(chain.drill.status(), chain.hop("exit"))
     with fault(chain.lab, Kind.FREEZE_SERVER, mark):
-        deadline = time.monotonic() + PATIENCE
-        while chain.servers["exit"] == before:
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-    done = chain.lab.run("host", [sys.executable, "-m", "chainctl", "explain"], timeout=60)
+        wait_until(lambda: chain.servers["exit"] != before)
+    # The new server carries traffic before anything of it is written down.
     pattern = rf"{before} failed \(dead\) and is passed over for \d+ \w+, to \d\d:\d\d"
-    assert re.search(pattern, done.stdout), done.stdout
-    assert f"server replaced [N421]: {before} -> " in done.stdout
+    wait_until(lambda: re.search(pattern, explain(chain)))
+    assert f"server replaced [N421]: {before} -> " in explain(chain)
+
+
+def explain(chain: ChainLab) -> str:
+    argv = [sys.executable, "-m", "chainctl", "explain"]
+    return chain.lab.run("host", argv, timeout=60).stdout
