@@ -23,7 +23,7 @@ from chainctl.store.journal import Journal
 from chainctl.supervisor.ended import Line
 from chainctl.supervisor.gather import Gathered, remember_pushed
 from chainctl.supervisor.machine import Machine
-from chainctl.supervisor.sniffer import Reading
+from chainctl.supervisor.sniffer import Reading, Sniffer
 
 _LOOK_EVERY = 0.02
 """Seconds between two looks at a client that connects."""
@@ -54,6 +54,7 @@ class Connecting(ABC):
     name: str
     _machine: Machine
     _journal: Journal
+    _sniffer: Sniffer
     _gathered: Gathered | None
     _login_refused = False
     """The newest candidate failed for that."""
@@ -76,7 +77,7 @@ class Connecting(ABC):
         Raises UnlockSecret C412 when the login is refused, ChangeServer for everything else
         that keeps it from connecting.
         """
-        begun, started = time.monotonic(), clock.wall_seconds()
+        begun, started = self._sniffer.awake_seconds(), clock.wall_seconds()
         while True:
             status = self._machine.go_on(chain, hop, tunnel)
             if status is not None and status.state.address is not None:
@@ -86,7 +87,7 @@ class Connecting(ABC):
                 said = None  # Of an attempt before.
             if said and said.fault is not Fault.REFUSED:
                 raise failure(hop, tunnel, said)
-            waited = time.monotonic() - begun
+            waited = self._sniffer.awake_seconds() - begun
             if waited > patience:
                 raise failure(hop, tunnel, said) if said else _silent(hop, tunnel, waited)
             self._hold_open()

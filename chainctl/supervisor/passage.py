@@ -62,6 +62,11 @@ class Passage:
             unreturned_since=self.unreturned_since or now,
         )
 
+    def excused(self, seconds: float) -> Passage:
+        """For so many of the last seconds nothing could come back."""
+        since = self.unreturned_since
+        return replace(self, unreturned_since=since and since + seconds)
+
     def is_busy(self, now: float) -> bool:
         """Others use the tunnel, so that the counters are worth a look now and then."""
         return bool(self.last_sent) and now - self.last_sent < _BUSY_FOR

@@ -512,9 +512,9 @@ class Rotating(Connecting):
                 assert tunnel is not None, "it is still there"
         key = self._key(beside, tunnel)
         self._sniffer.watch(key, self._place(trial, beside, tunnel), self._alarm)
-        deadline = clock.boot_seconds() + patience
+        deadline = self._sniffer.awake_seconds() + patience
         while not self._sniffer.prove(key, patience=SLICE).last_heard:
-            if clock.boot_seconds() >= deadline:
+            if self._sniffer.awake_seconds() >= deadline:
                 return None
             self._hold_open()
         return tunnel

@@ -26,6 +26,7 @@ import traceback
 from collections.abc import Callable, Collection, Container, Sequence
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address
+from typing import NamedTuple
 
 from chainctl.host import clock, descriptors
 from chainctl.host.counters import LinkCounters
@@ -72,6 +73,9 @@ _ANSWERED_WITHIN = 10.0
 """Seconds for which the answer to a question is still taken as one, however many were asked
 since: while an answer is awaited there are 75 of them a second.
 """
+_STALL = 0.1
+"""Seconds too late from which on this process is taken to have stood still: it was stopped, or
+the machine had no time for it, and then none for its VPN clients either."""
 _AT_ONCE = 64
 """Packets that are taken from one hop before the others have their turn."""
 
@@ -147,6 +151,17 @@ class Reading:
         """Something came out of the tunnel a moment ago, if no answer to us."""
         return now - self.passage.last_received < self.behaviour.late
 
+    def excused(self, seconds: float) -> Reading:
+        """For so many of the last seconds nobody here could ask, answer or listen: they are no
+        silence. When something was heard stays what it was, since a gate is open on account of it.
+        """
+        return replace(
+            self,
+            silent_since=self.silent_since and self.silent_since + seconds,
+            questions=tuple(asked + seconds for asked in self.questions),
+            passage=self.passage.excused(seconds),
+        )
+
     def looks_dead(self, now: float) -> bool:
         """Others send into the tunnel, we ask, and nothing whatever comes back."""
         return looks_dead(
@@ -155,6 +170,19 @@ class Reading:
             unreturned=self.passage.unreturned,
             overdue=self.overdue(now),
         )
+
+
+class _Asked(NamedTuple):
+    """A packet on its way."""
+
+    at: float
+    """Boot time."""
+    number: int
+    """Index of the question."""
+    size: int
+    """In bytes; 0: it is counted."""
+    stalled: float
+    """Seconds of `Sniffer._stalled` by then."""
 
 
 @dataclass
@@ -176,8 +204,8 @@ class _Watch:
     """Of ours since the last one."""
     works: int | None = None
     """Index of the question that was answered last."""
-    pending: dict[int, tuple[float, int, int]] = field(default_factory=dict)
-    """Sequence -> (sent at, question, size)."""
+    pending: dict[int, _Asked] = field(default_factory=dict)
+    """By sequence."""
     waiting: int = 0
     """How many callers wait for an answer now: ask fast."""
     scheduled: float = math.inf
@@ -216,6 +244,10 @@ class Sniffer:
         self._epoll = select.epoll()
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._epoll.register(self._wake_read, select.EPOLLIN)
+        self._expected = math.inf
+        """Boot time by which the thread should be awake again."""
+        self._stalled = 0.0
+        """Seconds by which it was late, all in all."""
         self._stopped = False
         self._halt = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="sniffer", daemon=True)
@@ -301,8 +333,16 @@ class Sniffer:
             if key.startswith(prefix) and key not in keys:
                 self.forget(key)
 
+    def awake_seconds(self) -> float:
+        """A clock for patience with servers: it stands still while this process does."""
+        with self._changed:
+            now = clock.boot_seconds()
+            self._notice_stall(now)
+            return now - self._stalled
+
     def reading(self, key: str) -> Reading:
         with self._changed:
+            self._notice_stall(clock.boot_seconds())
             watch = self._watches.get(key)
             if watch is None:
                 return Reading()
@@ -348,7 +388,7 @@ class Sniffer:
                 return not silent or self._stopped
 
             try:
-                self._changed.wait_for(all_answered, patience)
+                self._wait_for(all_answered, patience)
             finally:
                 for watch in watches.values():
                     watch.waiting -= 1
@@ -362,16 +402,24 @@ class Sniffer:
         """
         with self._changed:
             watch = self._watches[key]
+            self._notice_stall(clock.boot_seconds())
             watch.reading = replace(watch.reading, sizes=frozenset())
             for size in sizes:
                 self._ask(watch, size)
-            self._changed.wait_for(lambda: sizes[0] in watch.reading.sizes, patience)
+            self._wait_for(lambda: sizes[0] in watch.reading.sizes, patience)
             return watch.reading.sizes
+
+    def _wait_for(self, answered: Callable[[], bool], patience: float) -> None:
+        """At most `patience` seconds, of those in which somebody could have answered."""
+        until = self.awake_seconds() + patience
+        while (left := until - self.awake_seconds()) > 0:
+            if self._changed.wait_for(answered, left):
+                return
 
     def _loop(self) -> None:
         while not self._stopped:
             try:
-                for fd, _ in self._epoll.poll(self._until_due()):
+                for fd, _ in self._awaken():
                     if fd == self._wake_read:
                         self._drain()
                     elif fd in self._end_calls:
@@ -384,6 +432,31 @@ class Sniffer:
                 traceback.print_exception(error)
                 self._halt.wait(INTERVAL)
 
+    def _awaken(self) -> list[tuple[int, int]]:
+        """Sleep until something comes or is due; the descriptors of what came."""
+        with self._changed:
+            now = clock.boot_seconds()
+            self._notice_stall(now)
+            wait = self._until_due(now)
+            self._expected = now + wait
+        ready = self._epoll.poll(wait)
+        with self._changed:
+            now = clock.boot_seconds()
+            self._notice_stall(now)
+            self._expected = now
+        return ready
+
+    def _notice_stall(self, now: float) -> None:
+        """Whoever reads may be on the processor again before this object's thread is."""
+        late = now - self._expected
+        if late < _STALL:
+            return
+        self._expected = now
+        self._stalled += late
+        for watch in self._watches.values():
+            watch.late += late
+            watch.reading = watch.reading.excused(late)
+
     def _process_ended(self, pidfd: int) -> None:
         with self._changed:
             ended = self._end_calls.pop(pidfd, None)
@@ -392,17 +465,16 @@ class Sniffer:
         if ended is not None:
             ended()
 
-    def _until_due(self) -> float:
-        with self._changed:
-            while self._heap:
-                at, _, watch = self._heap[0]
-                if not watch.gone and at == watch.scheduled <= _next(watch):
-                    return max(0.0, min(at - clock.boot_seconds(), LOOK_IDLE))
-                # What it was to wait for has happened.
-                heapq.heappop(self._heap)
-                if not watch.gone and at == watch.scheduled:
-                    watch.scheduled = math.inf
-                    self._schedule(watch)
+    def _until_due(self, now: float) -> float:
+        while self._heap:
+            at, _, watch = self._heap[0]
+            if not watch.gone and at == watch.scheduled <= _next(watch):
+                return max(0.0, min(at - now, LOOK_IDLE))
+            # What it was to wait for has happened.
+            heapq.heappop(self._heap)
+            if not watch.gone and at == watch.scheduled:
+                watch.scheduled = math.inf
+                self._schedule(watch)
         return LOOK_IDLE
 
     def _schedule(self, watch: _Watch) -> None:
@@ -499,6 +571,8 @@ class Sniffer:
         if watch.works is not None and (size or watch.reading.unanswered < 3):
             questions = [questions[watch.works]]
         now = clock.boot_seconds()
+        # No stall seen from here on began before the question.
+        self._expected = max(self._expected, now)
         for number, (target, ttl) in questions:
             watch.sequence = (watch.sequence + 1) % (1 << 16)
             echo = render_echo(watch.identifier, watch.sequence, size or 28)
@@ -508,8 +582,8 @@ class Sniffer:
                 watch.packets += 1
             except OSError:
                 pass  # A full queue or a link that is down is silence, and counted as such.
-            watch.pending[watch.sequence] = (now, number, size or 0)
-        while now - watch.pending[oldest := next(iter(watch.pending))][0] > _ANSWERED_WITHIN:
+            watch.pending[watch.sequence] = _Asked(now, number, size or 0, self._stalled)
+        while now - watch.pending[oldest := next(iter(watch.pending))].at > _ANSWERED_WITHIN:
             del watch.pending[oldest]
         if size:
             return
@@ -541,28 +615,30 @@ class Sniffer:
     def _heard(self, watch: _Watch, sequence: int) -> None:
         if sequence not in watch.pending:
             return
-        sent_at, question, size = watch.pending[sequence]
+        asked, reading = watch.pending[sequence], watch.reading
         now = clock.boot_seconds()
-        rtt, reading = now - sent_at, watch.reading
+        rtt = now - asked.at - (self._stalled - asked.stalled)
         if not watch.begun:
             watch.begun = now
             watch.tally.excuse(reading.unanswered)
-        waited = sent_at <= watch.begun
+        waited = asked.at <= watch.begun
         lost = {
-            at for at, _, of in watch.pending.values() if not of and reading.answered < at < sent_at
+            other.at
+            for other in watch.pending.values()
+            if not other.size and reading.answered < other.at < asked.at
         }
         # One answer to a round of questions is enough; the others would count twice.
         watch.pending = {
-            number: asked for number, asked in watch.pending.items() if asked[0] != sent_at
+            number: other for number, other in watch.pending.items() if other.at != asked.at
         }
-        watch.works, watch.late = question, math.inf
-        if not size and not waited:
+        watch.works, watch.late = asked.number, math.inf
+        if not asked.size and not waited:
             watch.tally.heard(now)
         watch.reading = replace(
             reading,
-            heard=reading.heard + (not size),
+            heard=reading.heard + (not asked.size),
             last_heard=now,
-            answered=max(reading.answered, sent_at),
+            answered=max(reading.answered, asked.at),
             silent_since=0.0,
             back_since=now if _was_away(reading, now) else reading.back_since,
             unanswered=0,
@@ -572,7 +648,7 @@ class Sniffer:
                 if waited
                 else reading.behaviour.after(rtt, len(lost))
             ),
-            sizes=reading.sizes | {size} if size else reading.sizes,
+            sizes=reading.sizes | {asked.size} if asked.size else reading.sizes,
         )
         for outer in watch.outer:
             self._spare(outer, now)

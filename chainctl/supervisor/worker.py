@@ -576,8 +576,9 @@ class Worker(Rotating):
         """None: not within so many seconds; what has to connect first has all it may take."""
         key, asked = self._key(hop), clock.boot_seconds()
         waits = hop.tunnel.engine is Engine.OPENVPN
-        deadline = asked + (self._known.spec.health.patience if waits else patience)
-        while (left := deadline - clock.boot_seconds()) > 0:
+        patience = self._known.spec.health.patience if waits else patience
+        deadline = self._sniffer.awake_seconds() + patience
+        while (left := deadline - self._sniffer.awake_seconds()) > 0:
             if waits and not self._connect(chain, hop, hop.tunnel, patience=left):
                 raise AddressIsNew
             self._sniffer.watch(key, self._place(chain, hop, hop.tunnel), self._alarm)

@@ -17,6 +17,7 @@ from chainctl.host.netns import FORWARDING, Namespaces
 from chainctl.model.parts import NsName
 from chainctl.supervisor.passage import Passage
 from chainctl.supervisor.sniffer import Place, Sniffer
+from chainctl.supervisor.verdict import is_failing, outermost_dead
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.root
@@ -331,3 +332,44 @@ def test_the_hops_outside_are_asked_when_the_innermost_falls_silent(
     _until(lambda: sniffer.reading("U/guard").sent >= guard.sent + 3)
     guard, exit_hop = sniffer.reading("U/guard"), sniffer.reading("U/exit")
     assert guard.answered > exit_hop.silent_since > 0
+
+
+def _stand_still(sniffer: Sniffer, seconds: float) -> None:
+    """Whoever has this lock keeps the sniffer's thread from everything."""
+    with sniffer._changed:
+        begun = clock.boot_seconds()
+        _until(lambda: clock.boot_seconds() >= begun + seconds)
+
+
+def test_a_stall_of_this_machine_is_no_silence(wire: Wire, sniffer: Sniffer) -> None:
+    """Nor does it make the hop slow, or use up anybody's patience with it."""
+    sniffer.watch("home/guard", wire.place())
+    sniffer.prove("home/guard", patience=PATIENCE)
+    wire.server("ip link set far0 down")
+    _until(lambda: sniffer.reading("home/guard").unanswered)
+    begun, awake = clock.boot_seconds(), sniffer.awake_seconds()
+    silence = begun - sniffer.reading("home/guard").silent_since
+    _stand_still(sniffer, 3.0)
+    reading, now = sniffer.reading("home/guard"), clock.boot_seconds()
+    assert now - reading.silent_since < silence + (now - begun) / 2
+    assert sniffer.awake_seconds() - awake < (now - begun) / 2
+    assert not is_failing(reading, now)
+    assert outermost_dead([reading], now) is None
+    _until(lambda: is_failing(sniffer.reading("home/guard"), clock.boot_seconds()))
+
+
+def test_an_answer_that_waited_for_this_machine_was_not_slow(wire: Wire, sniffer: Sniffer) -> None:
+    sniffer.watch("home/guard", wire.place())
+
+    def heard(wanted: int) -> bool:
+        return sniffer.reading("home/guard").heard >= wanted
+
+    _until(partial(heard, 3))
+    for _ in range(5):
+        with sniffer._changed:
+            (watch,) = sniffer._watches.values()
+            sniffer._ask(watch, None)
+            wanted = watch.reading.heard + 1
+            _stand_still(sniffer, 1.0)
+        _until(partial(heard, wanted))
+    assert sniffer.reading("home/guard").behaviour.mean < 0.2
