@@ -623,9 +623,9 @@ class Rotating(Connecting):
         silent = is_failing(evidence.reading, evidence.now)
         return self._silence(chain, hop) if silent else judge_answering(evidence)
 
-    def _silence(self, chain: Chain, hop: Hop) -> Verdict:
+    def _silence(self, chain: Chain, hop: Hop, evidence: Evidence | None = None) -> Verdict:
         """Why it does not answer. Asks its client, which takes a moment."""
-        evidence = self._evidence(chain, hop)
+        evidence = evidence or self._evidence(chain, hop)
         status = self._machine.tunnel_status(chain, hop)
         if status is None:
             return judge_silent(evidence)

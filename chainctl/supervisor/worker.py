@@ -61,6 +61,8 @@ GATE_TIMEOUT = 4.0
 """Seconds after the last proof at which the kernel shuts the gate by itself."""
 THOROUGH = 30.0
 """Seconds after which a thorough look trusts nothing that was read before."""
+_FRESH_PATIENCE = 0.5
+"""Seconds for an answer before a gate opens that is shut, more where one usually takes longer."""
 _UNTOUCHED_PATIENCE = 6.5
 """Seconds for an answer where no tunnel that carries traffic was touched. At most its handshake
 is too old, and a new one gets lost: WireGuard tries again after 5 s (REKEY_TIMEOUT)."""
@@ -723,26 +725,47 @@ class Worker(Rotating):
             if self._gate_is_open(chain):
                 self._machine.close_gate(chain.name, chain.number)
             return
-        proved = self._proved_at(chain)
-        if self._failing(chain) is None and now < proved + GATE_TIMEOUT:
-            was_open = self._gate_is_open(chain)
-            if not was_open and self._repair(chain, wanted):
+        was_open = self._gate_is_open(chain)
+        failing = self._failing(chain)
+        if failing is not None:
+            if was_open:
+                evidence = self._evidence(chain, failing)
+                self._machine.close_gate(chain.name, chain.number)
+                self._update(closed_since=now)
+                verdict = self._silence(chain, failing, evidence)
+                self._say("gate_closed", verdict.text, hop=failing.name, code=verdict.code)
+            return
+        if not was_open:
+            self._say_it_shut_by_itself(chain, now)
+            if self._repair(chain, wanted):
                 return  # What was found wrong is mended and proved, and the gate open.
-            if self._uplink_fault and not self._silent_since(chain.hops[0]):
-                self._say("uplink_back", "the uplink works again")
-                self._uplink_fault = ""
-            self._let_pass(chain, proved)
-            if not was_open:
-                self._update(opened_at=now, closed_since=0.0)
-                self._rotations.calm()
-                self._say("gate_opened", "every hop answers again")
-        elif self._gate_is_open(chain) and self._failing(chain) is not None:
-            hop = self._failing(chain)
-            assert hop is not None
-            self._machine.close_gate(chain.name, chain.number)
-            self._update(closed_since=now)
-            verdict = self._silence(chain, hop)
-            self._say("gate_closed", verdict.text, hop=hop.name, code=verdict.code)
+            if clock.boot_seconds() - self._proved_at(chain) >= FRESH:
+                # Opened on an old proof it would shut again before the next one.
+                usual = self._reading(chain.exit).behaviour.late
+                patience = min(FRESH, max(_FRESH_PATIENCE, usual))
+                self._sniffer.prove(self._key(chain.exit), patience=patience)
+        proved = self._proved_at(chain)
+        if clock.boot_seconds() - proved >= (GATE_TIMEOUT if was_open else FRESH):
+            return
+        if self._uplink_fault and not self._silent_since(chain.hops[0]):
+            self._say("uplink_back", "the uplink works again")
+            self._uplink_fault = ""
+        self._let_pass(chain, proved)
+        if self.state.closed_since:
+            self._update(closed_since=0.0)
+        if not was_open:
+            self._update(opened_at=now)
+            self._rotations.calm()
+            self._say("gate_opened", "every hop answers again")
+
+    def _say_it_shut_by_itself(self, chain: Chain, now: float) -> None:
+        """Nobody refreshed it: this process, or the machine, stood still."""
+        shut_at = self._machine.gate_until(chain.number) / 1e9
+        if self.state.closed_since or not shut_at:
+            return
+        self._update(closed_since=shut_at)
+        text = f"shut by itself {now - shut_at:.1f} s ago: no proof for {GATE_TIMEOUT:.0f} s"
+        self._say("gate_closed", text, code="N503")
 
     def _take_new_addresses(self, chain: Chain, hop: Hop, wanted: Wanted) -> None:
         """Work the chain out again; if the tunnel carries traffic, with the gate shut.

@@ -36,6 +36,7 @@ def test_the_gate_shuts_by_itself(chain: ChainRig, oracle: Oracle, number: signa
     )
     stream = oracle.start(Tcp(TARGET_ADDRESS, ECHO, count=6000, rate=100), expect=Expect.DELIVERED)
     direct = oracle.start(as_tunnel(chain), expect=Expect.EITHER)
+    (last, _, _), *_ = chain.events()
     gone = time.time()
     os.kill(chain.supervisor, number)
     wait_until(lambda: clock.boot_ns() > gate_until(chain))
@@ -45,6 +46,8 @@ def test_the_gate_shuts_by_itself(chain: ChainRig, oracle: Oracle, number: signa
     chain.send_everything(oracle, (TARGET_ADDRESS, ECHO), *chain.endpoints)
     if number is signal.SIGSTOP:
         os.kill(chain.supervisor, signal.SIGCONT)
+        # Opened on an old proof it would shut again at once.
+        wait_until(lambda: told_of_the_gate(chain, last) == ["gate_closed", "gate_opened"])
     else:
         assert chain.status()["why_closed"]["code"] == "C502"
         chain.up()
@@ -82,6 +85,12 @@ def test_an_answer_that_waited_is_no_proof(chain: ChainRig, oracle: Oracle) -> N
     chain.wait_open()
     oracle.send(Udp(TARGET_ADDRESS, ECHO), expect=Expect.DELIVERED, name="open again")
     oracle.judge().assert_clean()
+
+
+def told_of_the_gate(chain: ChainRig, since: int) -> list[str]:
+    """The first two kinds of events about it that the journal has after this one."""
+    kinds = [kind for seq, kind, _ in reversed(chain.events()) if seq > since]
+    return [kind for kind in kinds if kind.startswith("gate_")][:2]
 
 
 def gate_until(chain: ChainRig) -> int:
