@@ -289,6 +289,10 @@ def test_beside_an_uplink_of_its_own(chain: ChainRig, daemon: TestDaemon, oracle
         oracle.judge().assert_clean()
     finally:
         chain.lab.chain_file.write_text(before)
+        chain.up()
+        # Servers have heard from the other address by now; their router forgets this one.
+        chain.run("client", "busybox", "ping", "-c1", "-W3", TARGET_ADDRESS)
+        chain.run("internet", "ip", "neigh", "flush", "to", own)
 
 
 def watch_own_uplink(chain: ChainRig, oracle: Oracle, own: str) -> None:
