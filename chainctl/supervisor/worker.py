@@ -14,6 +14,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -360,6 +361,20 @@ class Worker(Rotating):
 
     def preview(self, file: Path) -> dict[str, Any]:
         """What `up` would do, in words; nothing is changed."""
+        outcome: Future[dict[str, Any]] = Future()
+
+        def look() -> None:
+            # What is wrong with the file is no problem of the chain.
+            try:
+                outcome.set_result(self._preview(file))
+            except ChainctlError as error:
+                outcome.set_exception(error)
+
+        # In turn with everything else: the machine is told of another chain for a moment.
+        self._submit(look)
+        return outcome.result()
+
+    def _preview(self, file: Path) -> dict[str, Any]:
         gathered = gather(file, self._machine, self._journal)
         chain = resolve(gathered.spec, gathered.facts)
         before = self.state.chain
