@@ -59,7 +59,9 @@ class Member:
     """A running container in a chain's network, as Docker tells of it."""
 
     container: str
-    """Its name, unique at a daemon."""
+    """Its name, unique at a daemon; one that is made anew may have it again."""
+    key: str
+    """Docker's id, nobody else's ever."""
     address: IPv4Address
     mac: str
     labels: tuple[tuple[str, str], ...] = field(default=(), repr=False)
@@ -123,21 +125,19 @@ def differences(
     before: Sequence[Member], after: Sequence[Member], named: Sequence[NamedClient]
 ) -> Iterator[tuple[str, str]]:
     """(kind of event, sentence) for each container that came, went, or is another one now."""
-    old, new = ({member.container: member for member in members} for members in (before, after))
-    gone = {name: member for name, member in old.items() if name not in new}
-    for name, member in new.items():
-        called = _called(member, named)
-        if name not in old:
-            renamed = next((m for m in gone.values() if _same_place(m, member)), None)
-            if renamed is not None:
-                del gone[renamed.container]
-                yield "client_renamed", f"{_called(renamed, named)} is called {called} now"
-            else:
-                yield "client_joined", f"{called} joined with {member.address}"
-        elif old[name].address != member.address:
-            yield "client_moved", f"{called} has {member.address} now, not {old[name].address}"
-    for member in gone.values():
-        yield "client_left", f"{_called(member, named)} left; it had {member.address}"
+    old, new = ({member.key: member for member in members} for members in (before, after))
+    for key, member in old.items():
+        if key not in new:
+            yield "client_left", f"{_called(member, named)} left; it had {member.address}"
+    for key, member in new.items():
+        called, known = _called(member, named), old.get(key)
+        if known is None:
+            yield "client_joined", f"{called} joined with {member.address}"
+            continue
+        if _called(known, named) != called:
+            yield "client_renamed", f"{_called(known, named)} is called {called} now"
+        if known.address != member.address:
+            yield "client_moved", f"{called} has {member.address} now, not {known.address}"
 
 
 def _is(client: NamedClient, member: Member) -> bool:
@@ -153,10 +153,6 @@ def _is(client: NamedClient, member: Member) -> bool:
 def _has_label(member: Member, key: str, value: str | None) -> bool:
     found = member.label(key)
     return found is not None and value in (None, found)
-
-
-def _same_place(one: Member, other: Member) -> bool:
-    return (one.address, one.mac) == (other.address, other.mac)
 
 
 def _called(member: Member, named: Sequence[NamedClient]) -> str:

@@ -164,7 +164,7 @@ class Daemon:
         names = {str(one["Id"]): str(one["Names"][0]) for one in found if one.get("Names")}
         ends = (place.get("Containers") or {}).items()
         members = (
-            _member(names.get(key, str(end.get("Name"))), labels.get(key, {}), end)
+            _member(key, names.get(key, str(end.get("Name"))), labels.get(key, {}), end)
             for key, end in ends
         )
         return tuple(sorted(filter(None, members)))
@@ -270,11 +270,12 @@ def _host_config(api: Any, spec: ContainerSpec) -> HostConfig:
     )
 
 
-def _member(name: str, labels: dict[str, str], end: dict[str, Any]) -> Member | None:
+def _member(key: str, name: str, labels: dict[str, str], end: dict[str, Any]) -> Member | None:
     """None for one that has no address."""
     try:
         return Member(
             container=name.lstrip("/"),
+            key=key,
             address=IPv4Interface(end["IPv4Address"]).ip,
             mac=str(end.get("MacAddress") or "").lower(),
             labels=tuple(sorted((str(key), str(value)) for key, value in labels.items())),

@@ -111,6 +111,14 @@ def asks_gateway(chain: ChainRig, port: int = PORT) -> bytes:
     return ask(chain.path("client"), GATEWAY_ADDRESS, port)
 
 
+def bound(port: int) -> socket.socket:
+    """For datagrams."""
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    sock.bind(("", port))
+    sock.settimeout(SLOW)
+    return sock
+
+
 def clients(chain: ChainRig) -> dict[str, dict[str, Any]]:
     return {entry["name"]: entry for entry in chain.status()["clients"]}
 
@@ -161,6 +169,22 @@ def test_a_container_opens_nothing_towards_devices(chain: ChainRig, daemon: Test
         assert ask(device, CLIENT, 7777) == b"private"
         assert ask(box, CLIENT, 7777) == b""
         assert ask(box, GATEWAY_ADDRESS, PORT) == b""
+    # Not even what needs no answer, also not from the port that is published.
+    with device.open("rb") as place, box.open("rb") as inner:
+        listener = in_namespace(place.fileno(), lambda: bound(7777))
+        sender = in_namespace(inner.fileno(), lambda: bound(INNER_NAMES))
+        neighbour = in_namespace(place.fileno(), lambda: bound(0))
+    with listener, sender, neighbour:
+        for _ in range(3):
+            sender.sendto(b"from the container", (CLIENT, 7777))
+        neighbour.sendto(b"a neighbour", (CLIENT, 7777))
+        assert listener.recv(100) == b"a neighbour"
+        # A device asks by UDP, and hears the answer.
+        neighbour.sendto(b"a question", (GATEWAY_ADDRESS, NAMES))
+        question, who = sender.recvfrom(100)
+        assert (question, who[0]) == (b"a question", CLIENT)
+        sender.sendto(b"an answer", who)
+        assert neighbour.recvfrom(100) == (b"an answer", (GATEWAY_ADDRESS, NAMES))
 
 
 def test_a_port_follows_its_container_without_a_word_to_others(
@@ -183,6 +207,30 @@ def test_a_port_follows_its_container_without_a_word_to_others(
     assert clients(chain)["web"]["address"] != before
     assert chain.event("gate_opened") == opened
     assert chain.event("repaired") == repaired
+
+
+def test_a_connection_ends_with_what_was_published(chain: ChainRig, daemon: TestDaemon) -> None:
+    """Also one that both ends would keep."""
+    box = run(daemon, chain, "web")
+    wait_until(lambda: chain.status()["published"][0]["to"], seconds=SLOW)
+    with box.open("rb") as place, chain.path("client").open("rb") as device:
+        server = in_namespace(place.fileno(), lambda: socket.create_server(("", INNER)))
+        to = (GATEWAY_ADDRESS, PORT)
+        client = in_namespace(device.fileno(), lambda: socket.create_connection(to, SLOW))
+    with server, client, server.accept()[0] as visitor:
+        visitor.sendall(b"1")
+        assert client.recv(1) == b"1"
+        with daemon.api() as api:
+            api.rename("web", "other")
+        wait_until(lambda: chain.status()["published"][0]["to"] is None, seconds=SLOW)
+        visitor.sendall(b"2")
+        client.settimeout(1)
+        with pytest.raises(TimeoutError):
+            client.recv(1)
+        with daemon.api() as api:
+            api.rename("other", "web")
+        client.settimeout(SLOW)
+        assert client.recv(1) == b"2"
 
 
 def test_containers_have_names(chain: ChainRig, daemon: TestDaemon) -> None:
@@ -243,11 +291,13 @@ def test_a_chain_comes_up_without_docker_and_containers_join_later(
 
 def test_a_network_that_somebody_removes_is_made_again(chain: ChainRig, daemon: TestDaemon) -> None:
     name = f"chain-{chain.lab.name}"
+    opened = chain.event("gate_opened")
     with daemon.api() as api:
         api.remove_network(name)
         wait_until(lambda: api.networks(names=[name]), seconds=SLOW)
     run(daemon, chain, "again")
     wait_until(lambda: reaches(daemon, "again"), seconds=SLOW)
+    assert chain.event("gate_opened") == opened
 
 
 def test_a_daemon_that_hangs_holds_nobody_up(chain: ChainRig, daemon: TestDaemon) -> None:
