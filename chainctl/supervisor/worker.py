@@ -29,7 +29,7 @@ from chainctl.errors import (
 )
 from chainctl.host import clock
 from chainctl.model.chain import Chain, Engine, Hop
-from chainctl.model.clients import differences
+from chainctl.model.clients import DockerSeen, differences
 from chainctl.model.doctor_lan import judge_lan
 from chainctl.model.fault import Fault
 from chainctl.model.findings import Level, Wish
@@ -54,8 +54,8 @@ from chainctl.supervisor.ticks import Ticks
 from chainctl.supervisor.verdict import FRESH, is_failing, outermost_dead
 from chainctl.supervisor.words import describe_part, describe_plan, hop_of
 
-_CONTAINERS_PAUSE = 30.0
-"""Seconds until Docker is asked again for what it refused."""
+_CONTAINERS_PAUSE = 300.0
+"""Seconds until Docker is asked again for what it refused, unless something is heard of it."""
 _MOST_ADDRESSES = 3
 """Times a hop may say another address before nobody listens any more."""
 GATE_TIMEOUT = 4.0
@@ -159,7 +159,8 @@ class Worker(Rotating):
         self._disturbed = threading.Event()
         self._thoroughly = threading.Event()
         self._retry_at = 0.0
-        self._containers_at = 0.0
+        self._refused_at = -math.inf
+        self._refused: DockerSeen | None = None
         self._failures = 0
         self._gathered = None
         self._alarmed = threading.Event()
@@ -325,6 +326,8 @@ class Worker(Rotating):
         wanted = self._journal.want(self.name, file=file, up=True, number=gathered.facts.number)
         self._look_around(gathered)
         self._reconcile(gathered, wanted, progress, asked=True)
+        self._refused = None
+        self._update(containers=None)
         for note in notes_on_containers(self._chain, self._known.facts.docker):
             progress("note", note, 0.0)
 
@@ -705,11 +708,12 @@ class Worker(Rotating):
         else is wrong: what devices of the LAN have of containers does not leave.
         """
         gathered, now = self._gathered, clock.boot_seconds()
-        if gathered is None or not chain.has_containers or now < self._containers_at:
+        if gathered is None or not chain.has_containers:
             return chain
         self._machine.follow_docker(self.name, gathered.facts.docker)
         before, seen = gathered.facts.docker, self._machine.see_docker(self.name)
-        if seen == before:
+        waits = seen == self._refused and now - self._refused_at < _CONTAINERS_PAUSE
+        if seen == before or waits:
             return chain
         after = with_containers(chain, gathered.spec, seen)
         try:
@@ -718,7 +722,7 @@ class Worker(Rotating):
         except StepFailed as error:
             # Everybody else's traffic goes on.
             self._machine.configure(chain)
-            self._containers_at = now + _CONTAINERS_PAUSE
+            self._refused, self._refused_at = seen, now
             self._update(containers=error.cause)
             return chain
         for kind, text in differences(before.members, seen.members, gathered.spec.clients):

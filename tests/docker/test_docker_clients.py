@@ -7,14 +7,25 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from ipaddress import IPv4Interface
 from pathlib import Path
 from typing import Any
 
 import pytest
+from docker.types import IPAMConfig, IPAMPool
 
 from chainctl.lab.layout import HOST
 from chainctl.model.chain import Slot, source_port
-from tests.docker.behind import SLOW, add_client, lab_with_docker, reaches, remove_all, run, watch
+from tests.docker.behind import (
+    GATEWAY,
+    SLOW,
+    add_client,
+    lab_with_docker,
+    reaches,
+    remove_all,
+    run,
+    watch,
+)
 from tests.docker.daemon import TestDaemon
 from tests.leak.allow import Anything, Arp, Flow, Inside
 from tests.leak.canary import Expect, Udp
@@ -287,6 +298,29 @@ def test_a_chain_comes_up_without_docker_and_containers_join_later(
     wait_until(lambda: reaches(daemon, "late"), seconds=SLOW)
     assert chain.event("gate_opened") == opened
     assert not any("N504" in note for note in chain.status()["notes"])
+
+
+def test_a_network_that_docker_refuses_holds_nobody_up(chain: ChainRig, daemon: TestDaemon) -> None:
+    chain.down()
+    pool = IPAMPool(subnet=str(IPv4Interface(f"{GATEWAY}/24").network))
+    with daemon.api() as api:
+        api.create_network("rival", ipam=IPAMConfig(pool_configs=[pool]))
+    daemon.stop()
+    try:
+        chain.up()
+    finally:
+        daemon.start()
+    try:
+        wait_until(lambda: any("[C547]" in note for note in chain.status()["notes"]), seconds=SLOW)
+        chain.wait_open()
+        assert chain.run("client", "busybox", "ping", "-c1", "-W3", TARGET_ADDRESS)
+    finally:
+        with daemon.api() as api:
+            api.remove_network("rival")
+    chain.up()
+    assert not any("[C547]" in note for note in chain.status()["notes"])
+    run(daemon, chain, "again")
+    wait_until(lambda: reaches(daemon, "again"), seconds=SLOW)
 
 
 def test_a_network_that_somebody_removes_is_made_again(chain: ChainRig, daemon: TestDaemon) -> None:
