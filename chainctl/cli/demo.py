@@ -29,6 +29,8 @@ from chainctl.settings import Settings
 _PREFIX = "chainctl-demo-"
 """Of the folder for the chain file and the profiles, which is what marks a demo's lab."""
 _PATIENCE = 30.0
+_ANSWER = 10.0
+"""Seconds for an answer that is expected; it takes milliseconds, and longer on a slow machine."""
 _MARKED = 200
 """Datagrams with a marker that the client sends while the wires are watched."""
 
@@ -178,7 +180,7 @@ def _taps(lab: Lab, places: list[str], marker: bytes) -> Iterator[list[dict[str,
 
 def _ask(lab: Lab, where: str, *, resolver: str = "", expect_silence: bool = False) -> None:
     answers = lab.ask(
-        where, resolver=resolver or str(GATEWAY.ip), timeout=1 if expect_silence else 3
+        where, resolver=resolver or str(GATEWAY.ip), timeout=1 if expect_silence else _ANSWER
     )
     for kind, answer in answers.items():
         seen = answer.get("source")
