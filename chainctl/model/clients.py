@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
@@ -9,9 +10,13 @@ from ipaddress import IPv4Address
 from chainctl.model.parts import TCP
 
 NAME_LABEL = "chainctl.client"
-"""A container that has this label is called by its value."""
+"""A container that has this label is called by its value, if it is a name."""
 SERVICE_LABEL = "com.docker.compose.service"
 """Compose calls the container of the service `download` `stack-download-1` or the like."""
+
+
+CLIENT_NAME = "[A-Za-z0-9][A-Za-z0-9_.-]{0,127}"
+"""What Docker takes for a container, and no longer than people read."""
 
 
 @dataclass(frozen=True)
@@ -97,23 +102,23 @@ class Neighbour:
 
 def name_of(member: Member, named: Sequence[NamedClient]) -> str:
     """As the chain file calls it; else its own label, else the container's name."""
-    for client in named:
-        if _is(client, member):
-            return client.name
-    return member.label(NAME_LABEL) or member.container
+    return _named(member, named) or _labelled(member) or member.container
 
 
 def find_member(
     name: str, members: Sequence[Member], named: Sequence[NamedClient]
 ) -> Member | None:
-    """Who is meant by `name`: what it is called, its container's name, or its compose service.
+    """Who is meant by `name`: what the chain file calls it, its own name, its Compose service,
+    or its label.
 
+    The label last, because whoever made its image may have written it, to be taken for another.
     Of several, as when a service is scaled, the first by the container's name.
     """
     for names in (
-        lambda member: name_of(member, named),
+        lambda member: _named(member, named),
         lambda member: member.container,
         lambda member: member.label(SERVICE_LABEL),
+        _labelled,
     ):
         found = next((member for member in members if names(member) == name), None)
         if found is not None:
@@ -138,6 +143,16 @@ def differences(
             yield "client_renamed", f"{_called(known, named)} is called {called} now"
         if known.address != member.address:
             yield "client_moved", f"{called} has {member.address} now, not {known.address}"
+
+
+def _named(member: Member, named: Sequence[NamedClient]) -> str | None:
+    return next((client.name for client in named if _is(client, member)), None)
+
+
+def _labelled(member: Member) -> str | None:
+    """A label may hold anything, also what a terminal takes for a command."""
+    found = member.label(NAME_LABEL) or ""
+    return found if re.fullmatch(CLIENT_NAME, found) else None
 
 
 def _is(client: NamedClient, member: Member) -> bool:

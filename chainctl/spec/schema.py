@@ -24,7 +24,7 @@ from pydantic import (
 )
 
 from chainctl.model.chain import LEGS_PER_CHAIN, MAX_HOPS, MAX_LANS
-from chainctl.model.clients import Publish
+from chainctl.model.clients import CLIENT_NAME, Publish
 from chainctl.model.independence import Trait
 from chainctl.model.parts import TCP, UDP, LanMode, RuntimeKind
 from chainctl.spec.countries import COUNTRIES
@@ -143,8 +143,6 @@ _LINK = "[A-Za-z0-9_][A-Za-z0-9_.@=-]{0,14}"
 """Less than the kernel allows: the name goes into nft rules, where `*` and quotes mean more."""
 
 
-_CLIENT = "[A-Za-z0-9][A-Za-z0-9_.-]{0,127}"
-"""What Docker takes for a container, and no longer than people read."""
 _PORT = "([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])"
 
 
@@ -520,7 +518,7 @@ class Client(_Keys):
     )
 
     name: Annotated[
-        str, Word("C148", _CLIENT, "a name: a letter or digit, then more of A-Z a-z 0-9 _ . -")
+        str, Word("C148", CLIENT_NAME, "a name: a letter or digit, then more of A-Z a-z 0-9 _ . -")
     ] = Field(description="What you call it; unique in the chain.")
     address: Annotated[
         IPv4Address | None,
@@ -536,7 +534,7 @@ class Client(_Keys):
         ),
     ] = Field(default=None, description="It is who has this MAC address.")
     container: Annotated[
-        str | None, Word("C148", _CLIENT, "the name of a container such as `download`")
+        str | None, Word("C148", CLIENT_NAME, "the name of a container such as `download`")
     ] = Field(default=None, description="It is the container of this name.")
     label: Annotated[
         str | None,
@@ -610,7 +608,7 @@ class ChainFile(_Keys):
             Publish,
             Word(
                 "C149",
-                rf"({_IPV4}:)?{_PORT}:{_CLIENT}:{_PORT}(/(tcp|udp))?",
+                rf"({_IPV4}:)?{_PORT}:{CLIENT_NAME}:{_PORT}(/(tcp|udp))?",
                 "PORT:CONTAINER:PORT such as `8080:download:80` or `5353:names:53/udp`",
                 _publish,
             ),

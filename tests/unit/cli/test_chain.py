@@ -11,6 +11,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,9 @@ from chainctl.errors import (
     RefusedByPolicy,
     StepFailed,
 )
+from chainctl.model.clients import DockerSeen, Member, NamedClient, Neighbour
 from chainctl.net.layout import layout
+from chainctl.supervisor.clients import describe_clients, describe_published
 from chainctl.supervisor.plan import plan
 from chainctl.supervisor.sniffer import Reading
 from chainctl.supervisor.status import _hops
@@ -106,6 +109,19 @@ def _closed(code: str, text: str, hint: str, **readings: Reading) -> Facts:
     return {**_chain("closed", **readings), "closed_seconds": 14.2, "why_closed": why}
 
 
+_PUBLISHING = make_chain(3, guests=True, published=2)
+_WEB = Member("stack-web-1", "0a1b", IPv4Address("172.31.7.2"), "02:42:ac:1f:07:02")
+_USED = {
+    "clients": describe_clients(
+        _PUBLISHING,
+        [NamedClient("web", container="stack-web-1"), NamedClient("tv", mac="02:00:5e:10:00:01")],
+        DockerSeen(answers=True, members=(_WEB,)),
+        [Neighbour("lan0", IPv4Address("192.168.10.22"), "02:00:5e:10:00:09")],
+    ),
+    "published": describe_published(_PUBLISHING),
+}
+
+
 def _step(step: str, text: str, seconds: float) -> Facts:
     return {"progress": {"step": step, "text": text, "seconds": seconds}}
 
@@ -177,6 +193,7 @@ CASES: dict[str, tuple[tuple[str, ...], list[Facts], int]] = {
         ],
         0,
     ),
+    "status_clients": (("status",), [{"done": [{**_chain(), **_USED}]}], 0),
     "status_lossy": (("status",), [{"done": [_chain(middle=_LOSSY)]}], 0),
     "status_fault": (
         ("status",),

@@ -32,6 +32,8 @@ def member(name: str, number: int = 2, **labels: str) -> Member:
     [
         (member("plain"), "plain"),
         (member("labelled", client="mine"), "mine"),
+        (member("loud", client="\x1b[2J"), "loud"),
+        (member("two-lines", client="a\nb"), "two-lines"),
         (member("by-name"), "first"),
         (member("x", 9), "second"),
         (member("y", 10), "third"),
@@ -58,6 +60,10 @@ def test_a_name_of_the_chain_file_goes_before_others() -> None:
     named = [NamedClient("web", container="real")]
     assert find_member("web", [thief, mine], named) == mine
     assert find_member("web", [thief], named) == thief
+    image = member("a", 4, client="web")
+    for owner in (member("web", 5), member("b", 5, service="web")):
+        assert find_member("web", [image, owner], []) == owner
+    assert find_member("web", [image], []) == image
     assert find_member("web", [member("web-2", 5, service="web"), thief], []).container == "web-2"  # type: ignore[union-attr]
     assert find_member("web", [member("b", service="api")], named) is None
 

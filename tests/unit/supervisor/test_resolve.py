@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from chainctl.errors import ChainctlError, ChangeServer
 from chainctl.model.chain import Engine, Place, Slot
+from chainctl.model.clients import DockerSeen, Member, Publish
 from chainctl.model.facts import (
     FirewallFacts,
     Known,
@@ -21,13 +22,13 @@ from chainctl.model.facts import (
     Reading,
     RouteFacts,
 )
-from chainctl.model.parts import HOST, LanMode, NftTable
+from chainctl.model.parts import HOST, DockerNetwork, LanMode, NftTable
 from chainctl.model.secret import Secret
 from chainctl.model.selection import HopSelection
 from chainctl.model.wireguard import WireGuardConfig
 from chainctl.net.layout import layout
 from chainctl.spec.chain_file import load_chain_file
-from chainctl.spec.model import ChainSpec, HopSpec, ServerProfile, WanSpec
+from chainctl.spec.model import ChainSpec, HopSpec, LanSpec, ServerProfile, WanSpec
 from chainctl.supervisor.resolve import Facts, resolve, settle
 from tests.unit.spec.builders import chain_text, profile, profile_text
 
@@ -281,3 +282,27 @@ def test_refusals_say_what_to_do(spec: ChainSpec, code: str, facts: Facts) -> No
 def test_docker_may_drop_when_it_has_a_chain_for_us(spec: ChainSpec) -> None:
     firewall = FirewallFacts(forward_drops=("ip filter FORWARD",), docker_user=True)
     assert resolve(spec, _network(firewall=firewall)).uplink.docker_user
+
+
+def test_a_port_leads_only_to_the_chains_own_network(spec: ChainSpec) -> None:
+    """Whatever the daemon says. Without one the chain comes up, and its network waits."""
+    own = LanSpec("ch-home", IPv4Interface("172.31.7.1/24"), LanMode.DOCKER)
+    wished = replace(spec, lans=(*spec.lans, own), publish=(Publish(8080, "web", 80),))
+
+    def leads_to(address: str) -> IPv4Address | None:
+        web = Member("web", "0a1b", IPv4Address(address), "")
+        facts = replace(FACTS, docker=DockerSeen(answers=True, members=(web,)))
+        (one,) = resolve(wished, facts).published
+        assert one.at == (IPv4Address("192.168.10.254"),)
+        return one.to
+
+    assert leads_to("172.31.7.2") == IPv4Address("172.31.7.2")
+    assert leads_to("192.0.2.9") is None
+
+    def makes_network(docker: DockerSeen) -> bool:
+        parts = layout(resolve(wished, replace(FACTS, docker=docker)))
+        return any(isinstance(part, DockerNetwork) for part in parts)
+
+    assert makes_network(DockerSeen(answers=True))
+    assert makes_network(DockerSeen(made=True)), "it is not taken away while the daemon is away"
+    assert not makes_network(DockerSeen())
