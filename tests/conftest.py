@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +17,11 @@ settings.load_profile("chainctl")
 
 # Chosen before there are workers, so that all of them have the same one, and say it in test names.
 os.environ.setdefault("CHAINCTL_SEED", str(secrets.randbelow(1 << 31)))
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # As in the background of a shell. What is ignored here the programs of the tests would ignore
+    # too, and some are told to end by it; a function is not inherited.
+    signal.signal(signal.SIGINT, lambda _number, _frame: None)
 
 Golden = Callable[[Path, str], None]
 
