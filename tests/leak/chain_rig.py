@@ -398,7 +398,7 @@ class ChainRig:
         router = _router(str(HOST.ip))
         # The supervisor asks the router without a sender's address whether the uplink is there.
         line: list[Allowed] = [Arp(str(HOST.ip), router), Arp("0.0.0.0", router), *flows]
-        line.append(self._farewell)
+        line += [self._farewell, self._late]
         # Without a translation the host itself is asked, and says that nobody listens.
         line += [IcmpErrorAbout(flow) for flow in flows if may.naked]
         hides: list[Hidden] = [_LAN, _TUNNELS, self.layer(2), self.layer(3)]
