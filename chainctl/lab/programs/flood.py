@@ -38,6 +38,8 @@ _BLOCK_EVERY = 0.02
 _CONNECT_SECONDS = 5.0
 _GRACE = 2.0
 """Seconds without an answer after which what is missing counts as lost."""
+_TCP_GRACE = 4.0
+"""The same while only connections wait: they send again, more and more rarely."""
 _NO_END = 0.4
 """Seconds of silence at the end after which it is called one that did not end."""
 _LONGEST_GRACE = 15.0
@@ -201,18 +203,21 @@ class Flood:
 
     def _hear_the_rest(self) -> None:
         begun = quiet_since = time.monotonic()
-        while not self._complete() and (now := time.monotonic()) - quiet_since < _GRACE:
+        while (grace := self._grace()) and (now := time.monotonic()) - quiet_since < grace:
             if self._hear(0.1):
                 quiet_since = now
             if now - begun > _LONGEST_GRACE:
                 return
 
-    def _complete(self) -> bool:
-        """Nothing is on its way."""
-        return all(stream.answered >= stream.sent for stream in self.streams.values()) and all(
+    def _grace(self) -> float:
+        """Seconds for what may still be on its way; 0: nothing is."""
+        if not all(
             connection.error or connection.echoed >= connection.sent
             for connection in (*self.busy, *self.idle)
-        )
+        ):
+            return _TCP_GRACE
+        complete = all(stream.answered >= stream.sent for stream in self.streams.values())
+        return 0.0 if complete else _GRACE
 
     def _hear(self, seconds: float) -> bool:
         heard = self.epoll.poll(seconds)
