@@ -17,6 +17,7 @@ from chainctl.model.chain import Chain, Engine, Hop, Tunnel
 from chainctl.model.event import Event
 from chainctl.model.fault import Fault, Said
 from chainctl.model.openvpn import OpenVpnConfig
+from chainctl.model.parts import TCP
 from chainctl.model.pushed import Pushed, objection
 from chainctl.runtime.openvpn import OpenVpnStatus
 from chainctl.store.journal import Journal
@@ -34,7 +35,9 @@ _PAUSE = 5.0
 LOGIN_PAUSE = 300.0
 """The same after a refused login, which providers count."""
 _GRACE = 3.0
-"""Seconds for a tunnel to come back whose way has just changed: TCP does not survive that."""
+"""Seconds for a tunnel to come back that lost its connection."""
+_RECONNECTS = 5.0
+"""The same over TCP when its way has just changed: some ten round trips through all of it."""
 SLICE = 0.5
 """Seconds for which a tunnel is asked before one looks whether it is still connected."""
 _DOUBTFUL = 3.0
@@ -60,6 +63,8 @@ class Connecting(ABC):
     """The newest candidate failed for that."""
     _connected: dict[Line, float]
     """Since when each client is connected, or was when it ended; seconds since 1970."""
+    _moved: dict[str, float]
+    """Hop -> boot time at which what goes through it came to go another way."""
 
     @property
     @abstractmethod
@@ -212,7 +217,7 @@ class Connecting(ABC):
         status = self._machine.openvpn_status(chain, hop, tunnel)
         if status is None:
             return False
-        moved = self._has_moved(chain, hop)
+        moved = tunnel.protocol == TCP and self._has_moved(chain, hop)
         excused = status.state.why == "connection-reset" or self._was_cut(chain, hop, status)
         if status.said is not None and not excused:
             return False
@@ -228,14 +233,11 @@ class Connecting(ABC):
         return refused and self._has_moved(chain, hop)
 
     def _has_moved(self, chain: Chain, hop: Hop) -> bool:
-        """A hop outside it has had its server for a moment only."""
-        since, now = self._journal.recall(self.name, "since", {}), clock.wall_seconds()
-        ages = [
-            now - float(since.get(outer.name, ["", 0.0])[1])
-            for outer in chain.hops[: hop.number - 1]
-        ]
-        # A clock that was set back makes no moment last longer.
-        return any(0 <= age < _GRACE for age in ages)
+        """A hop outside it has had its server, or its client, for a moment only."""
+        begun = clock.boot_seconds() - _RECONNECTS
+        return any(
+            self._moved.get(outer.name, begun) > begun for outer in chain.hops[: hop.number - 1]
+        )
 
 
 def _silent(hop: Hop, tunnel: Tunnel, seconds: float) -> ChainctlError:

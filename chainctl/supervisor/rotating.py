@@ -546,6 +546,7 @@ class Rotating(Connecting):
         """A TCP connection inside it does not survive that it comes another way, and would learn
         so only with its next retransmission, seconds later.
         """
+        self._moved[hop.name] = clock.boot_seconds()
         for inner in self._chain.hops[hop.number :]:
             if inner.tunnel.protocol == TCP:
                 self._machine.start_over(self._chain, inner, inner.tunnel)

@@ -170,6 +170,7 @@ class Worker(Rotating):
         self._lossy_since = {}
         self._doubted = {}
         self._connected = {}
+        self._moved = {}
         self._swept_every = 0.0
         self._held_open_at = 0.0
         self._unproved = ""
@@ -806,6 +807,9 @@ class Worker(Rotating):
             if not self._held():
                 self._try_others(chain, hop, clock.boot_seconds(), Fault.CONFIG)
             return
+        told = self._known.facts.pushed.get((hop.name, hop.active))
+        if told is not None and told.address != hop.tunnel.address:
+            self._begin_inside_anew(hop)
         found = resolve(self._known.spec, self._known.facts)
         self._converge(with_path_mtu(found, chain.path_mtu), wanted, _silent, asked=True)
 
