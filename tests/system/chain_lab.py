@@ -20,7 +20,16 @@ from chainctl.lab.layout import GATEWAY, HOST, TARGET, LabSpec
 from chainctl.lab.wireguard_go import find_wireguard_go
 from chainctl.model.chain import Slot, source_port
 from chainctl.settings import Settings
-from tests.leak.allow import Allowed, Anything, Arp, Flow, IcmpErrorAbout, Inside, Layer
+from tests.leak.allow import (
+    Allowed,
+    Anything,
+    Arp,
+    Farewell,
+    Flow,
+    IcmpErrorAbout,
+    Inside,
+    Layer,
+)
 from tests.leak.frames import ICMP, TCP, UDP
 from tests.leak.oracle import ANY, Oracle
 
@@ -126,9 +135,12 @@ class ChainLab:
         numbers = range(1, self.lab.layout.spec.hops + 1)
         layers = [layer for number in numbers[1:] for layer in self._layers(number)]
         uplink = self._into(1, str(HOST.ip))
+        farewell = Farewell(
+            frozenset(str(s.plan.uplink.ip) for s in self.lab.servers if s.plan.via == "tcp")
+        )
         router = str(HOST.network[1])
         # The second one asks whether the router is there, before a guard is blamed.
-        line: list[Allowed] = [Arp(str(HOST.ip), router), Arp("0.0.0.0", router), *uplink]
+        line: list[Allowed] = [Arp(str(HOST.ip), router), Arp("0.0.0.0", router), *uplink, farewell]
         line += map(IcmpErrorAbout, uplink)
         oracle.watch(internet, "host", "W1", allow=line, hides=[*_INSIDE, *layers])
         oracle.watch(host, "eth0", "host eth0", allow=line, hides=[*_INSIDE, *layers])
@@ -137,7 +149,7 @@ class ChainLab:
         oracle.client(host, "eth1", address=CLIENT, gateway=str(GATEWAY.ip), name="LAN")
         oracle.watch(host, ANY, "host's other links", allow=[*leg, *map(IcmpErrorAbout, leg)])
         for server in self.lab.servers:
-            self._watch_server(oracle, server)
+            self._watch_server(oracle, server, farewell)
         oracle.watch(
             *(internet, "target", "X"),
             allow=[Anything()],
@@ -145,7 +157,7 @@ class ChainLab:
             may_carry_canaries=True,
         )
 
-    def _watch_server(self, oracle: Oracle, server: Server) -> None:
+    def _watch_server(self, oracle: Oracle, server: Server, farewell: Farewell) -> None:
         number, address = server.plan.hop, str(server.plan.uplink.ip)
         last = self.lab.layout.spec.hops
         is_exit = number == last
@@ -153,7 +165,8 @@ class ChainLab:
         if self._may_serve(server):
             before = [str(each.plan.uplink.ip) for each in self._serving(number - 1)]
             sources = before or [str(HOST.ip)]
-            flows = [Flow(each, None, address, server.plan.port, UDP) for each in sources]
+            protocol = _protocol(server)
+            flows = [Flow(each, None, address, server.plan.port, protocol) for each in sources]
         if not flows:
             is_exit = False
         elif is_exit:
@@ -166,6 +179,7 @@ class ChainLab:
                 Arp(address, str(server.plan.gateway.ip)),
                 *flows,
                 *map(IcmpErrorAbout, flows),
+                farewell,
             ],
             hides=[
                 *_INSIDE,
@@ -181,11 +195,16 @@ class ChainLab:
         return [server for server in self.pool(number) if self._may_serve(server)]
 
     def _into(self, number: int, source: str) -> list[Flow]:
-        """The tunnels of a hop, as they come from `source`."""
+        """The tunnels of a hop, as they come from `source`.
+
+        A server that passes a tunnel on keeps its port, but not when its own client has another
+        address: then the tuple of before holds the port for a while.
+        """
+        moves = number > 1 and any(each.plan.via != "wg" for each in self.pool(number - 1))
         return [
-            Flow(source, port, str(server.plan.uplink.ip), server.plan.port, UDP)
+            Flow(source, port, str(server.plan.uplink.ip), server.plan.port, _protocol(server))
             for server in self._serving(number)
-            for port in _source_ports(number)
+            for port in ([None] if moves else _source_ports(number))
         ]
 
     def _layers(self, number: int) -> list[Layer]:
@@ -194,6 +213,10 @@ class ChainLab:
             for server in self.pool(number)
             for port in _source_ports(number)
         ]
+
+
+def _protocol(server: Server) -> int:
+    return TCP if server.plan.via == "tcp" else UDP
 
 
 def _source_ports(number: int) -> list[int]:

@@ -29,6 +29,7 @@ PATIENCE = 20.0
 _GOES = 3
 RATE = 500.0
 """Packets per second of each of two sockets."""
+VIAS = ("wg,wg,wg", "udp,udp,udp")
 FAULTS = (Kind.KILL_SERVER, Kind.FREEZE_SERVER, Kind.ONE_WAY)
 
 
@@ -45,10 +46,10 @@ def chain(running: ChainLab) -> ChainLab:
     return running
 
 
-@pytest.fixture(scope="module")
-def slow() -> Iterator[ChainLab]:
+@pytest.fixture(scope="module", params=VIAS)
+def slow(request: pytest.FixtureRequest) -> Iterator[ChainLab]:
     """Every server is 40 ms away, so that whatever is on its way to one can get lost."""
-    with chain_lab("fslow", spares=6, rtt_ms=40.0) as chain:
+    with chain_lab("fslow", spares=6, rtt_ms=40.0, via=request.param) as chain:
         yield chain
 
 
@@ -143,8 +144,9 @@ def test_an_exhausted_pool_keeps_it_shut_until_a_server_returns(chain: ChainLab)
     assert seen[0].clean, seen[0]
 
 
-def test_a_standby_takes_over_at_once() -> None:
-    with chain_lab("fstand", spares=3, standby="middle") as chain:
+@pytest.mark.parametrize("via", VIAS)
+def test_a_standby_takes_over_at_once(via: str) -> None:
+    with chain_lab("fstand", spares=3, standby="middle", via=via) as chain:
         wait_until(lambda: chain.hop("middle").get("standby"))
         standby = chain.hop("middle")["standby"]
         result = chain.drill.run(Kind.FREEZE_SERVER, "middle")
