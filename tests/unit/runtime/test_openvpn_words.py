@@ -90,6 +90,7 @@ def test_a_log_of_a_tunnel_that_works() -> None:
         (Fault.TLS, ["VERIFY EKU ERROR", "TLS Error: TLS handshake failed", AGAIN]),
         (Fault.TLS, ["TLS Error: TLS handshake failed", AGAIN]),
         (Fault.TLS, [JOINED, "Connection reset, restarting [0]", AGAIN]),
+        (Fault.TLS, [JOINED, "tls-crypt unwrap error: packet authentication failed"]),
         (Fault.REFUSED, [JOINED, HEARD, "Connection reset, restarting [0]", AGAIN]),
         # The log no longer has the beginning of a connection that was there for long.
         (Fault.REFUSED, ["Connection reset, restarting [0]", AGAIN]),
@@ -107,6 +108,19 @@ def test_why_there_is_no_tunnel(fault: Fault, texts: list[str]) -> None:
     # An attempt that works has the last word, one that begins has none yet.
     assert read_log(log(*texts, HEARD, REPLY, DONE)).said is None
     assert read_log(log(*texts, HEARD)).said == account.said
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "tls-crypt unwrap error: packet replay",
+        "TLS Error: tls-crypt unwrapping failed from [AF_INET]192.0.2.1:1194",
+        "Authenticate/Decrypt packet error: packet HMAC authentication failed",
+        "TLS Error: incoming packet authentication failed from [AF_INET]192.0.2.1:1194",
+    ],
+)
+def test_a_packet_from_nobody_knows_whom_says_nothing_of_the_server(text: str) -> None:
+    assert read_log(log("OpenVPN 2.6.14", text)).said is None
 
 
 def test_a_vague_word_does_not_hide_a_clear_one() -> None:
