@@ -756,7 +756,7 @@ class Worker(Rotating):
                 self._say("gate_closed", verdict.text, hop=failing.name, code=verdict.code)
             return
         if not was_open:
-            self._say_it_shut_by_itself(chain, now)
+            self._say_it_shut_by_itself(chain)
             if self._repair(chain, wanted):
                 return  # What was found wrong is mended and proved, and the gate open.
             if clock.boot_seconds() - self._proved_at(chain) >= FRESH:
@@ -778,13 +778,14 @@ class Worker(Rotating):
             self._rotations.calm()
             self._say("gate_opened", "every hop answers again")
 
-    def _say_it_shut_by_itself(self, chain: Chain, now: float) -> None:
+    def _say_it_shut_by_itself(self, chain: Chain) -> None:
         """Nobody refreshed it: this process, or the machine, stood still."""
         shut_at = self._machine.gate_until(chain.number) / 1e9
         if self.state.closed_since or not shut_at:
             return
         self._update(closed_since=shut_at)
-        text = f"shut by itself {now - shut_at:.1f} s ago: no proof for {GATE_TIMEOUT:.0f} s"
+        ago = max(0.0, clock.boot_seconds() - shut_at)
+        text = f"shut by itself {ago:.1f} s ago: no proof for {GATE_TIMEOUT:.0f} s"
         self._say("gate_closed", text, code="N503")
 
     def _take_new_addresses(self, chain: Chain, hop: Hop, wanted: Wanted) -> None:
