@@ -238,9 +238,12 @@ class Machine:
         return self._runtime_of(name).watch(name)
 
     def look_at_docker(self, name: str) -> DockerSeen:
-        """Ask now who is in the chain's network for containers. At most twice ten seconds."""
-        seen = NO_DOCKER
-        if self._docker.has_socket():
+        """Who is in the chain's network for containers: as it was heard, or asked now, which takes
+        a daemon that hangs ten seconds for each of two answers.
+        """
+        followed = self._docker_watch.seen(docker_network(name))
+        seen = followed or NO_DOCKER
+        if followed is None and self._docker.has_socket():
             with suppress(ChainctlError):
                 seen = self._docker.look_at_network(docker_network(name))
         return self._with_network(name, seen)
