@@ -223,6 +223,20 @@ def test_a_port_follows_its_container_without_a_word_to_others(
     assert chain.event("repaired") == repaired
 
 
+def test_ports_that_somebody_takes_away_are_mended_beside_the_traffic(
+    chain: ChainRig, daemon: TestDaemon
+) -> None:
+    box = run(daemon, chain, "web")
+    with serving(box, b"a page"):
+        wait_until(lambda: asks_gateway(chain) == b"a page", seconds=SLOW)
+        proved = chain.event("hop_proved")
+        chain.run("gateway", "nft", "delete", "table", "inet", "chainctl-published")
+        wait_until(lambda: asks_gateway(chain) == b"a page", seconds=SLOW)
+        assert chain.event("hop_proved") == proved
+    texts = [repair["text"] for repair in chain.status()["repairs"]]
+    assert any(text.startswith("published ports of") for text in texts)
+
+
 def test_a_connection_ends_with_what_was_published(chain: ChainRig, daemon: TestDaemon) -> None:
     """Also one that both ends would keep."""
     box = run(daemon, chain, "web")
