@@ -23,6 +23,7 @@ _HEALTH = _ROOT / "docs/health.md"
 _OUTAGES = {
     "failover_active": "1000 packets/s from each of two sockets",
     "failover_idle": "10 packets/s",
+    "failover_openvpn": "1000 packets/s from each of two sockets, every hop by OpenVPN over UDP",
     "failover_standby": "1000 packets/s, the hop has a standby",
 }
 _CLAIMS = (
