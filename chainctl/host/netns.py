@@ -214,16 +214,18 @@ class Namespaces:
             name, lambda: all(sysctl.read(key) in (value, None) for key, value in wanted.items())
         )
 
-    def names(self) -> list[str]:
+    def names(self, prefix: str = "") -> list[str]:
         """The namespaces that are pinned; files left behind by a crash are not."""
-        if not self._pins.is_dir():
+        try:
+            files = os.listdir(self._pins)  # noqa: PTH208 (with 800 pins paths take 30 times as long)
+        except FileNotFoundError:
             return []
-        return sorted(pin.name for pin in self._pins.iterdir() if self.inode(pin.name))
+        return sorted(name for name in files if name.startswith(prefix) and self.inode(name))
 
     def inode(self, name: str) -> int | None:
         """Tells a namespace from another that later has its name; None when there is none."""
         try:
-            pin = (self._pins / name).stat()
+            pin = os.stat(f"{self._pins}/{name}")  # noqa: PTH116 (asked at every turn)
         except OSError:
             return None
         # All namespaces are files of one nsfs, so anything on another device is no pin.

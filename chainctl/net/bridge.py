@@ -6,6 +6,7 @@ neighbour of those who are connected there.
 
 from __future__ import annotations
 
+import socket
 from functools import partial
 from ipaddress import IPv4Interface
 
@@ -28,6 +29,8 @@ def ensure_bridge(namespaces: Namespaces, name: str) -> None:
 
 def read_bridge(namespaces: Namespaces, name: str) -> ClientBridge | None:
     """As it is; None when there is no bridge of that name."""
+    if not namespaces.call(HOST, partial(_is_there, name)):
+        return None
     return namespaces.netlink(HOST, partial(_read, name=name))
 
 
@@ -49,6 +52,14 @@ def _ensure(route: IPRoute, *, name: str) -> None:
         for interface in _addresses(link.index):
             rtnl.delete_address(route, link.index, interface)
     rtnl.set_link(route, name, up=True)
+
+
+def _is_there(name: str) -> bool:
+    try:
+        socket.if_nametoindex(name)
+    except OSError:
+        return False
+    return True
 
 
 def _read(route: IPRoute, *, name: str) -> ClientBridge | None:

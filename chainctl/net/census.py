@@ -58,7 +58,7 @@ class Census:
         keys, _ = self._rows.get("port_map", (b"", b""))
         ports = [rows_of.to_number(keys[at : at + 4]) for at in range(0, len(keys), 4)]
         self._turn = (self._turn + 1) % _TURNS
-        found = {port: self.table.far(port) for port in ports[self._turn :: _TURNS]}
+        found = self.table.far_of_each(ports[self._turn :: _TURNS])
         changed = {port for port, far in found.items() if self._far.get(port, 0) != far}
         self._far.update(found)
         for gone in self._far.keys() - set(ports):

@@ -11,7 +11,7 @@ and `pins_whole` find that.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from ipaddress import IPv4Address
 from pathlib import Path
 
@@ -157,6 +157,11 @@ class PanelFilter:
         value = self._maps["far_map"].get(identity.U32.pack(ifindex))
         return None if value is None else rows_of.to_number(value)
 
+    def far_of_each(self, indexes: Sequence[int]) -> dict[int, int | None]:
+        values = self._maps["far_map"].get_each(identity.U32.pack(index) for index in indexes)
+        ends = (None if value is None else rows_of.to_number(value) for value in values)
+        return dict(zip(indexes, ends, strict=True))
+
     def fars(self) -> dict[int, int]:
         ends = {rows_of.to_number(key): None for key in self._maps["far_map"].scan()}
         found = {index: self.far(index) for index in ends}
@@ -178,13 +183,14 @@ class PanelFilter:
         self._maps["wire_map"].put_all(rows)
         self._drop_idle_fragment_rows()
 
-    def wires(self, of: Container[int] | None = None) -> list[WireRow]:
+    def wires(self, of: Iterable[int] | None = None) -> list[WireRow]:
         """All, or those that begin at the ports `of`."""
-        found = (
-            rows_of.parse_wire(key, value)
-            for key, value in self._maps["wire_map"].rows().items()
-            if of is None or rows_of.to_number(key[:4]) in of
-        )
+        there = self._maps["wire_map"]
+        if of is None:
+            rows = there.rows()
+        else:
+            rows = there.rows_of(0, {identity.U32.pack(index) for index in of})
+        found = (rows_of.parse_wire(key, value) for key, value in rows.items())
         return [wire for wire in found if wire is not None]
 
     def remove_wires(self, wires: Iterable[WireRow]) -> None:
@@ -237,8 +243,12 @@ class PanelFilter:
         if self._maps["flow_map"].get(identity.U32.pack(scope)) is None:
             return None
         return rows_of.parse_rows(
-            scope, {name: self._maps[name].rows() for name in rows_of.POLICY_MAPS}
+            scope, {name: self._rows_of(name, scope) for name in rows_of.POLICY_MAPS}
         )
+
+    def _rows_of(self, name: str, scope: int) -> dict[bytes, bytes]:
+        place = rows_of.place_of_scope(name)
+        return self._maps[name].rows_of(place, {identity.U32.pack(scope)})
 
     def classes_whole(self) -> bool:
         classes = self._maps["port_class"]
@@ -279,7 +289,7 @@ class PanelFilter:
             self._maps["flow_map"].put(identity.U32.pack(scope), identity.U32.pack(made))
 
     def _keys_of(self, name: str, scope: int) -> set[bytes]:
-        return {key for key in self._maps[name].rows() if rows_of.scope_of(name, key) == scope}
+        return set(self._rows_of(name, scope))
 
     def _drop_keys(self, name: str, keys: Iterable[bytes]) -> None:
         for key in keys:
@@ -289,9 +299,17 @@ class PanelFilter:
 
     def open_gate(self, ifindex: int, until_boot_ns: int) -> None:
         """Clients may pass that gate until then (`chainctl.host.clock.boot_ns`)."""
-        if ifindex <= 0:
+        self.open_gates({ifindex: until_boot_ns})
+
+    def open_gates(self, until_boot_ns: Mapping[int, int]) -> None:
+        """The same for several, with one call."""
+        if any(ifindex <= 0 for ifindex in until_boot_ns):
             raise ValueError("gate 0 is the one that is always shut")
-        self._maps["gate_map"].put(identity.U32.pack(ifindex), identity.U64.pack(until_boot_ns))
+        rows = {
+            identity.U32.pack(ifindex): identity.U64.pack(until)
+            for ifindex, until in until_boot_ns.items()
+        }
+        self._maps["gate_map"].put_all(rows)
 
     def close_gate(self, ifindex: int) -> None:
         self._maps["gate_map"].drop(identity.U32.pack(ifindex))

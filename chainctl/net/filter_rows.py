@@ -85,8 +85,14 @@ def parse_wire(key: bytes, value: bytes) -> WireRow | None:
     return WireRow(ifindex, *ends, protocol, bool(flags & identity.WIRE_FRAGMENTS), rule)
 
 
+def place_of_scope(name: str) -> int:
+    """The byte at which a key has its scope."""
+    return 4 if name == "cidr_map" else 0
+
+
 def scope_of(name: str, key: bytes) -> int:
-    return int.from_bytes(key[4:8] if name == "cidr_map" else key[:4], sys.byteorder)
+    place = place_of_scope(name)
+    return int.from_bytes(key[place : place + 4], sys.byteorder)
 
 
 def rule_rows(scope: int, rows: PolicyRows) -> dict[bytes, bytes]:

@@ -96,8 +96,8 @@ class Clients:
 
     def observe(self, prefix: str = "") -> dict[str, Running | None]:
         """0.4 ms a client."""
-        found = sorted(place.name for place in self._folder.glob("*") if place.is_dir())
-        return {name: self._running(name) for name in found if name.startswith(prefix)}
+        found = sorted(place.name for place in self._folder.glob(f"{prefix}*") if place.is_dir())
+        return {name: self._running(name) for name in found}
 
     def watch(self, name: str) -> int | None:
         return watch(lambda: self._running(name))

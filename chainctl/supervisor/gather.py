@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import threading
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
@@ -28,6 +30,10 @@ from chainctl.store.journal import Journal
 from chainctl.supervisor.machine import Machine
 from chainctl.supervisor.resolve import Facts
 from chainctl.supervisor.rotation import Rotations
+
+_LEG = re.compile(r"chain\d+")
+"""In the host's namespace, of any chain."""
+_READING = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -75,7 +81,7 @@ class Gathered:
 def gather(file: Path, machine: Machine, journal: Journal) -> Gathered:
     """Raises MendFile for everything wrong with the file, before anything is changed."""
     spec = load_chain_file(file)
-    network = read_network()
+    network = _read_network()
     wanted = journal.chain(spec.name)
     names = _pinned_names(spec, journal, running=bool(wanted and wanted.up))
     overlaps = check_overlap(spec, _foreign_routes(network), names)
@@ -153,19 +159,26 @@ def _pinned_names(spec: ChainSpec, journal: Journal, *, running: bool) -> dict[s
     return dict(pinned.pins)
 
 
+def _read_network() -> NetworkFacts:
+    """Without the legs of chains: each chain keeps what was read, and of 200 legs each would keep
+    all. One at a time, because reading takes much more memory than what is kept.
+    """
+    with _READING:
+        network = read_network()
+    return network.without({link.name for link in network.links if _LEG.fullmatch(link.name)})
+
+
 def _nobody(_name: str) -> tuple[IPv4Address, ...]:
     """Stands in for the resolver: a server with a new name waits for the next `down`."""
     return ()
 
 
 def _foreign_routes(network: NetworkFacts) -> list[IPv4Network]:
-    """Where the host can go, without the routes and links of chainctl itself."""
+    """Where the host can go."""
     return [
         route.to
         for route in network.routes
-        if isinstance(route.to, IPv4Network)
-        and route.link is not None
-        and not route.link.startswith("chain")
+        if isinstance(route.to, IPv4Network) and route.link is not None
     ]
 
 
