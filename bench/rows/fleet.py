@@ -27,12 +27,13 @@ from chainctl.lab.layout import LabSpec
 from chainctl.lab.wireguard_go import find_wireguard_go
 from chainctl.settings import Settings
 
-_SMALL, _LARGE = 10, 200
+_SIZES = (10, 50, 100, 200)
 _SETTLED = 10.0
 """Seconds for what bringing the last chain up has set off."""
 _IDLE = 60.0
 _SWEEPS = 11
-_PATIENCE = 60.0
+_PATIENCE = 120.0
+"""Seconds until all chains are open."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Fleet:
 @row("fleet_sweep", unit="s", target=at_most(1.0))
 def fleet_sweep() -> Result:
     """Every hop of 200 chains is asked and answers; the baseline is 10 chains."""
-    small, large = fleets()
+    small, large = _ends()
     return Result(
         statistics.median(large.sweeps), large.sweeps, baseline=statistics.median(small.sweeps)
     )
@@ -60,31 +61,36 @@ def fleet_sweep() -> Result:
 @row("fleet_idle_cpu", unit="%", target=at_most(5.0))
 def fleet_idle_cpu() -> Result:
     """Of a core, by the supervisor of 200 chains that nobody uses; the baseline is 10 chains."""
-    small, large = fleets()
-    return Result(large.cpu, [large.cpu], baseline=small.cpu)
+    small, large = _ends()
+    return Result(large.cpu, [fleet.cpu for fleet in fleets()], baseline=small.cpu)
 
 
 @row("fleet_rss", unit="MiB", target=at_most(150.0))
 def fleet_rss() -> Result:
     """What the supervisor of 200 chains holds in memory; the baseline is 10 chains."""
-    small, large = fleets()
-    return Result(large.rss, [large.rss], baseline=small.rss)
+    small, large = _ends()
+    return Result(large.rss, [fleet.rss for fleet in fleets()], baseline=small.rss)
+
+
+def _ends() -> tuple[Fleet, Fleet]:
+    return fleets()[0], fleets()[-1]
 
 
 @functools.cache
-def fleets() -> tuple[Fleet, Fleet]:
-    """Ten chains and then, the same supervisor still running, all of them."""
-    with _lab() as lab, _supervisor(lab) as process:
+def fleets(sizes: tuple[int, ...] = _SIZES) -> tuple[Fleet, ...]:
+    """Of these sizes, one after the other with the same supervisor."""
+    with _lab(max(sizes)) as lab, _supervisor(lab) as process:
         settings = Settings.load({**os.environ, **lab.environ})
         _wait_until(lambda: client.is_running(settings))
-        for number in range(1, _SMALL + 1):
-            _up(lab, settings, number)
-        small = _measure(settings, process.pid, _SMALL)
-        for number in range(_SMALL + 1, _LARGE + 1):
-            _up(lab, settings, number)
-        large = _measure(settings, process.pid, _LARGE)
+        found, there = [], 0
+        for size in sizes:
+            for number in range(there + 1, size + 1):
+                _up(lab, settings, number)
+            found.append(_measure(settings, process.pid, size))
+            there = size
+            print(found[-1], file=sys.stderr, flush=True)
         client.ask(settings, {"do": "down", "chains": []}, _silent)
-        return small, large
+        return tuple(found)
 
 
 def _measure(settings: Settings, pid: int, chains: int) -> Fleet:
@@ -126,11 +132,11 @@ def _up(lab: Lab, settings: Settings, number: int) -> None:
 
 
 @contextmanager
-def _lab() -> Iterator[Lab]:
+def _lab(chains: int) -> Iterator[Lab]:
     name = f"bfleet{os.getpid()}"[:16]
     try:
         engine = find_wireguard_go(Settings.load().image_dir)
-        spec = LabSpec(name, spares=0, devices=_LARGE + 1)
+        spec = LabSpec(name, spares=0, devices=chains + 1)
         yield Lab.create(spec, wireguard_go=engine)
     finally:
         remove(name)
@@ -172,5 +178,4 @@ def _silent(_step: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    for found in fleets():
-        print(found, file=sys.stderr)
+    fleets(tuple(int(word) for word in sys.argv[1:]) or _SIZES)

@@ -8,6 +8,7 @@ that was done before. What it does not tell: most settings, programs of TCX, row
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import socket
 import struct
@@ -46,6 +47,12 @@ _NEW_NSID, _NSID, _NSID_FD = 88, 1, 3
 _NEW_ELEMENT, _DELETE_ELEMENT, _NEW_GENERATION = 0xA0C, 0xA0E, 0xA0F
 _NUMBER = struct.Struct("=i")
 
+QUIET = 0xC4A1C4A1
+"""An address for sockets; the kernel gives out process ids and numbers from 2^32 - 4096 down."""
+_SO_ATTACH_FILTER = 26
+# linux/bpf_common.h: BPF_LD with BPF_H and BPF_W, BPF_JMP with BPF_JEQ, BPF_RET.
+_LOAD_HALF, _LOAD_WORD, _IF_EQUAL, _RETURN = 0x28, 0x20, 0x15, 0x06
+
 
 class Touched(NamedTuple):
     """Something in `ns` changed; `what` names a link or a table, "" if it is more than one."""
@@ -67,11 +74,16 @@ class Changes:
         self._counts: dict[tuple[NsName, bool], int] = {}
         self._missed = 0
         self._touched: set[Touched] = set()
+        self._nameless: set[tuple[NsName, int]] = set()
+        """Namespaces and indexes of links: of a new one the kernel tells its settings first, and
+        its name after that.
+        """
         self._everything = False
         self._quiet: set[int] = set()
         opened = namespaces.call(HOST, lambda: (_open(), _open(NETFILTER)))
         self.routing, self.tables = opened
         _listen(self.routing, _LINK, _TC, _IPV4_ADDRESS, _IPV4_ROUTE, _IPV4_RULE, _IPV4_NETCONF)
+        _leave_out_what_is_quiet(self.tables)
         _listen(self.tables, _NFTABLES)
 
     def close(self) -> None:
@@ -105,7 +117,11 @@ class Changes:
             self._followed.pop(ns, None)
 
     def pass_over(self, sender: int) -> None:
-        """What the socket of this address does to elements of sets is no news."""
+        """What the socket of this address does to elements of sets is no news.
+
+        Of the address QUIET, which sockets in different namespaces may share, the kernel does not
+        even tell.
+        """
         with self._lock:
             self._quiet.add(sender)
 
@@ -121,7 +137,9 @@ class Changes:
         """What changed since the last call; None: there is no telling, so anything."""
         with self._lock:
             self.drain()
-            touched, self._touched = frozenset(self._touched), set()
+            named = {Touched(ns, self._names.get((ns, at), "")) for ns, at in self._nameless}
+            touched = frozenset(self._touched | named)
+            self._touched, self._nameless = set(), set()
             everything, self._everything = self._everything, False
             return None if everything else touched
 
@@ -155,7 +173,11 @@ class Changes:
 
     def _routed(self, ns: NsName, message: Message) -> None:
         self._count(ns)
-        self._touched.add(Touched(ns, self._link_of(ns, message)))
+        what = self._link_of(ns, message)
+        if isinstance(what, str):
+            self._touched.add(Touched(ns, what))
+        else:
+            self._nameless.add((ns, what))
 
     def _filtered(self, ns: NsName, message: Message) -> None:
         if message.kind == _NEW_GENERATION:
@@ -168,7 +190,8 @@ class Changes:
         name = parse_attributes(message.body, 4).get(_TABLE_NAME, b"")
         self._touched.add(Touched(ns, name.rstrip(b"\0").decode(errors="replace")))
 
-    def _link_of(self, ns: NsName, message: Message) -> str:
+    def _link_of(self, ns: NsName, message: Message) -> str | int:
+        """Its name, or its index when that has no name yet."""
         kind, body = message.kind, message.body
         if kind in _LINKS:
             index = _NUMBER.unpack_from(body, 4)[0]
@@ -186,7 +209,7 @@ class Changes:
             return parse_attributes(body, 12).get(_IIFNAME, b"").rstrip(b"\0").decode()
         else:
             return ""
-        return self._names.get((ns, index), "")
+        return self._names.get((ns, index), index if index > 0 else "")
 
     def know(self, ns: NsName, names: dict[int, str]) -> None:
         """The links that are there, so that what is said of a number can be named."""
@@ -208,6 +231,35 @@ def _listen(link: socket.socket, *groups: int) -> None:
     link.setsockopt(_SOL_NETLINK, _LISTEN_ALL_NSID, 1)
     for group in groups:
         link.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, group)
+
+
+def _leave_out_what_is_quiet(link: socket.socket) -> None:
+    """Have the kernel drop what would be passed over: of 200 gates that are prolonged 500 messages
+    a second, each of which wakes a thread up. All messages of a packet are of one transaction.
+    """
+    kind, sender = 4, 12  # struct nlmsghdr of linux/netlink.h
+    program = (
+        _step(_LOAD_HALF, kind),
+        _step(_IF_EQUAL, _loaded("=H", _NEW_GENERATION), then=5),
+        _step(_IF_EQUAL, _loaded("=H", _NEW_ELEMENT), then=1),
+        _step(_IF_EQUAL, _loaded("=H", _DELETE_ELEMENT), then=0, otherwise=2),
+        _step(_LOAD_WORD, sender),
+        _step(_IF_EQUAL, _loaded("=I", QUIET), then=1),
+        _step(_RETURN, 0xFFFFFFFF),
+        _step(_RETURN, 0),
+    )
+    steps = ctypes.create_string_buffer(b"".join(program))
+    whole = struct.pack("@HP", len(program), ctypes.addressof(steps))
+    link.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, whole)
+
+
+def _step(code: int, value: int, *, then: int = 0, otherwise: int = 0) -> bytes:
+    return struct.pack("=HBBI", code, then, otherwise, value)
+
+
+def _loaded(form: str, number: int) -> int:
+    """As the filter loads it: always the first byte first."""
+    return int.from_bytes(struct.pack(form, number), "big")
 
 
 def _ensure_nsid(descriptor: int) -> int:

@@ -10,13 +10,14 @@ from __future__ import annotations
 import os
 import socket
 import struct
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 
-from chainctl.errors import MendHost
+from chainctl.errors import ChainctlError, MendHost
+from chainctl.host import clock
 from chainctl.host.netns import Namespaces
-from chainctl.model.parts import NsName
-from chainctl.net.changes import Changes
+from chainctl.model.parts import HOST, NsName
+from chainctl.net.changes import QUIET, Changes
 from chainctl.net.guard import GATE_SET, TABLE
 from chainctl.net.netlink import (
     ACK,
@@ -48,28 +49,38 @@ class NftGate:
         self._namespaces = namespaces
         self._changes = changes
 
-    def open(self, gateway: NsName, milliseconds: int) -> None:
-        """Let packets between LAN and chain pass for so long. Raises MendHost C305.
-
-        Added, deleted and added again in one transaction: adding alone does not prolong an
-        element, and deleting one that has just expired fails (measured).
+    def open(self, until_boot_ns: Sequence[tuple[NsName, int]]) -> list[ChainctlError | None]:
+        """Let packets between LAN and chain pass until then, in each of these gateways; the error
+        of one that cannot be opened stands in its place.
         """
-        add = _elements(_NEW_ELEMENT, CREATE, milliseconds)
-        delete = _elements(_DELETE_ELEMENT, 0, None)
-        last = _elements(_NEW_ELEMENT, CREATE | ACK, milliseconds)
-        batch = _batch((add, delete, last))
-        self._namespaces.with_socket(gateway, "gate", self._connect, _sender(batch))
+        return self._namespaces.call(HOST, lambda: [self._try(*each) for each in until_boot_ns])
+
+    def _try(self, gateway: NsName, until_boot_ns: int) -> ChainctlError | None:
+        """On the thread for namespaces: one visit for all of them."""
+        left = (until_boot_ns - clock.boot_ns()) // 1_000_000
+        if left <= 0:
+            return None  # It shuts by itself in this moment.
+        try:
+            self._namespaces.with_socket(gateway, "gate", self._connect, _sender(left))
+        except ChainctlError as error:
+            return error
+        return None
 
     def _connect(self) -> socket.socket:
         link = open_netlink(NETFILTER)
         link.setblocking(False)
-        link.bind((0, 0))
+        try:
+            link.bind((QUIET, 0))
+        except OSError:
+            link.bind((0, 0))  # Another supervisor's socket is not closed yet.
         sender, _ = link.getsockname()
         self._changes.pass_over(sender)
         return link
 
 
-def _sender(batch: bytes) -> Callable[[socket.socket], None]:
+def _sender(milliseconds: int) -> Callable[[socket.socket], None]:
+    batch = _PROLONG.replace(_MARK, struct.pack(">Q", milliseconds))
+
     def send(link: socket.socket) -> None:
         link.send(batch)
         numbers = [number for number in _answers(link) if number]
@@ -94,10 +105,10 @@ def _batch(messages: Iterable[bytes]) -> bytes:
     return b"".join((begin, *messages, pack_message(_BATCH_END, REQUEST, head)))
 
 
-def _elements(kind: int, flags: int, milliseconds: int | None) -> bytes:
+def _elements(kind: int, flags: int, timeout: bytes | None) -> bytes:
     element = _nested(_KEY, pack_attribute(_DATA_VALUE, _UPWARD))
-    if milliseconds is not None:
-        element += pack_attribute(_TIMEOUT, struct.pack(">Q", milliseconds))
+    if timeout is not None:
+        element += pack_attribute(_TIMEOUT, timeout)
     body = (
         struct.pack(">BBH", _INET, 0, 0)
         + pack_attribute(_LIST_TABLE, TABLE.encode() + b"\0")
@@ -109,3 +120,17 @@ def _elements(kind: int, flags: int, milliseconds: int | None) -> bytes:
 
 def _nested(kind: int, content: bytes) -> bytes:
     return pack_attribute(kind | _NESTED, content)
+
+
+_MARK = b"\xffTIMEOUT"
+"""Stands for the milliseconds: eight bytes that are nothing else in the messages."""
+_PROLONG = _batch(
+    (
+        _elements(_NEW_ELEMENT, CREATE, _MARK),
+        _elements(_DELETE_ELEMENT, 0, None),
+        _elements(_NEW_ELEMENT, CREATE | ACK, _MARK),
+    )
+)
+"""Added, deleted and added again in one transaction: adding alone does not prolong an element, and
+deleting one that has just expired fails (measured).
+"""

@@ -13,13 +13,14 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from chainctl.errors import ChainctlError
 from chainctl.host import clock, nft
 from chainctl.host.files import ensure_dir, write_atomic
 from chainctl.host.netns import Namespaces
@@ -53,6 +54,8 @@ class Tables:
         self._memory = memory
         self._gate = NftGate(namespaces, changes)
         self._seen: dict[tuple[NsName, str], _Seen] = {}
+        self._docker_seen: tuple[int, list[dict[str, Any]]] = (-1, [])
+        """The count of changes in the host's tables, and the rules of Docker's chain then."""
         ensure_dir(memory, 0o700)
 
     def take_over(self) -> None:
@@ -127,11 +130,11 @@ class Tables:
         seen = self._seen[ns, table] = self._namespaces.call(ns, look)
         return seen
 
-    def open_gate(self, gateway: NsName, until_boot_ns: int) -> None:
-        """Let packets between LAN and chain pass until then. Raises MendHost C305."""
-        left = (until_boot_ns - clock.boot_ns()) // 1_000_000
-        if left > 0:
-            self._gate.open(gateway, left)
+    def open_gates(self, until_boot_ns: Sequence[tuple[NsName, int]]) -> list[ChainctlError | None]:
+        """Let packets between LAN and chain pass until then, in each of these gateways; what kept
+        one from being opened stands in its place.
+        """
+        return self._gate.open(until_boot_ns)
 
     def close_gate(self, gateway: NsName) -> None:
         """Nothing to do where there is no gateway, or no table: then nothing passes."""
@@ -171,17 +174,23 @@ class Tables:
 
     def observe_docker_rule(self, link: str) -> DockerRule | None:
         part = DockerRule(link)
-        return part if len(self._docker_rules(part)) == 2 else None
+        count = self._changes.count(HOST, tables=True)
+        if self._docker_seen[0] != count:
+            # Counted before it is listed, as for a table.
+            self._docker_seen = count, self._docker_chain()
+        return part if len(_of(part, self._docker_seen[1])) == 2 else None
 
     def _docker_rules(self, part: DockerRule) -> list[dict[str, Any]]:
+        return _of(part, self._docker_chain())
+
+    def _docker_chain(self) -> list[dict[str, Any]]:
         try:
             answer = self._namespaces.call(
                 HOST, lambda: nft.read_json(f"list chain {_DOCKER_CHAIN}")
             )
         except nft.NftError:
             return []  # There is no Docker, or it does not use nftables.
-        rules = [item["rule"] for item in answer["nftables"] if "rule" in item]
-        return [rule for rule in rules if rule.get("comment") == _comment(part)]
+        return [item["rule"] for item in answer["nftables"] if "rule" in item]
 
     def _remembered(self, ns: NsName, table: str) -> dict[str, str]:
         try:
@@ -197,6 +206,10 @@ class Tables:
 def _chains(rules: str) -> list[tuple[str, ...]]:
     """Name and place of each chain; the kernel keeps both for the chain's life."""
     return re.findall(r"chain (\S+) \{\s+(type [^;]+;)", rules)
+
+
+def _of(part: DockerRule, rules: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [rule for rule in rules if rule.get("comment") == _comment(part)]
 
 
 def _comment(part: DockerRule) -> str:

@@ -480,7 +480,7 @@ class Health(_Keys):
     )
     sweep: Annotated[float, _duration("C137", "1m", "1s", "24h")] = Field(
         default=_HEALTH.sweep,
-        description="Between two sweeps: each hop is asked and everything looked at.",
+        description="Between two sweeps: each hop is asked, however well the chain is.",
         json_schema_extra={"default": render_duration(_HEALTH.sweep)},
     )
     patience: Annotated[float, _duration("C137", "12s", "1s", "10m")] = Field(

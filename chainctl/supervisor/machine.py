@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from ipaddress import IPv4Address
-from typing import TypeGuard, TypeVar
+from typing import NamedTuple, TypeGuard, TypeVar
 
 from chainctl.errors import ChainctlError, MendHost
 from chainctl.host.netns import FORWARDING, Namespaces
@@ -85,7 +85,7 @@ from chainctl.net.filter import (
 from chainctl.net.layout import layout
 from chainctl.net.links import Links, lasting_mac
 from chainctl.net.netlink import open_netlink
-from chainctl.net.policy import compile_policy
+from chainctl.net.policy import PolicyRows, compile_policy
 from chainctl.net.rtnl import IFF_NOARP
 from chainctl.net.rtnl_read import read_links, read_neighbours
 from chainctl.net.tables import Tables
@@ -123,6 +123,17 @@ _STARTERS = 4
 """Clients that start at the same time; each start keeps half a core busy for 60 ms."""
 
 
+class Prolonging(NamedTuple):
+    """A chain's gate that may be open until `until` (boot time in nanoseconds), because of a
+    proof at `proved` (in seconds).
+    """
+
+    name: str
+    number: int
+    proved: float
+    until: int
+
+
 class Machine:
     def __init__(
         self, settings: Settings, docker_changed: Callable[[str], None] = lambda _: None
@@ -149,8 +160,13 @@ class Machine:
         self._archives: dict[str, Archive] = {}
         self._chains: dict[str, Chain] = {}
         self._configs: dict[str, VpnConfig] = {}
+        self._policies: dict[int, tuple[Chain, ClientPolicy | None, PolicyRows | None]] = {}
         self._lock = threading.RLock()
         """Never taken in work for another namespace: its holders wait for the thread of that."""
+        self._gates = threading.RLock()
+        """Of the gates and of which filter they are in, so that no gate has to shut because
+        somebody looks at another chain. Taken after the other one, if both are.
+        """
 
     def take_over(self) -> None:
         """Called by who alone changes things from now on."""
@@ -160,10 +176,7 @@ class Machine:
         """Everything stays in force; the gates shut when their time is over."""
         self._docker_watch.close()
         self._starters.shutdown()
-        with self._lock:
-            if self._filter is not None:
-                self._filter.close()
-                self._filter = None
+        self._drop_filter()
         self._changes.close()
         self.namespaces.close()
 
@@ -291,7 +304,7 @@ class Machine:
         `oldest`: seconds after which what nobody was heard to change is read again all the same.
         """
         with self._lock:
-            mine = [NsName(ns) for ns in self.namespaces.names() if ns.startswith(f"{name}.")]
+            mine = [NsName(ns) for ns in self.namespaces.names(f"{name}.")]
             found = self._links.observe(
                 [PANEL, *mine],
                 port_prefix=f"c{number}-",
@@ -371,11 +384,20 @@ class Machine:
 
     def _observe_policy(self, scope: int, chain: Chain | None) -> Iterator[Part]:
         table = self._opened()
-        wanted = _policy_of(chain, scope) if chain else None
-        if wanted is not None and table.policy(scope) == compile_policy(wanted):
+        wanted, compiled = self._compiled(chain, scope) if chain else (None, None)
+        if wanted is not None and table.policy(scope) == compiled:
             yield wanted
         elif scope in table.scopes():
             yield ClientPolicy(scope, (), (), ())
+
+    def _compiled(self, chain: Chain, scope: int) -> tuple[ClientPolicy | None, PolicyRows | None]:
+        """The chain's policy and its rows, worked out once for a chain."""
+        known = self._policies.get(scope)
+        if known is None or known[0] is not chain:
+            wanted = _policy_of(chain, scope)
+            known = chain, wanted, compile_policy(wanted) if wanted else None
+            self._policies[scope] = known
+        return known[1:]
 
     def _observe_tunnels(
         self, name: str, found: Iterable[Part], chain: Chain | None
@@ -547,6 +569,7 @@ class Machine:
         self._docker_watch.leave(docker_network(name))
         with self._lock:
             self._chains.pop(name, None)
+            self._policies.pop(number + 1, None)
             for client in [key for key in list(self._configs) if key.startswith(f"{name}.")]:
                 del self._configs[client]
             self._tables.tidy(name, last=last)
@@ -575,26 +598,53 @@ class Machine:
 
     def gate_until(self, number: int) -> int:
         """Boot time in nanoseconds until which the chain's gate is open; 0: it is shut."""
-        with self._lock:
-            index = self._ports().get(f"c{number}-gw")
+        with self._gates:
+            index = self._ports().get(_gate_port(number))
             return 0 if index is None else self._opened().gate(index)
 
-    def open_gate(self, chain: Chain, until_boot_ns: int) -> None:
+    def open_gate(self, wanted: Prolonging) -> None:
         """Both copies: in the filter, and in the gateway's nft table."""
-        index = self._port_index(chain.gateway_port)
-        with self._lock:
-            self._tables.open_gate(chain.gateway, until_boot_ns)
-            self._opened().open_gate(index, until_boot_ns)
+        ((_, failed),) = self.prolong(lambda _: [wanted])
+        if failed is not None:
+            raise failed
+
+    def prolong(
+        self, due: Callable[[Callable[[int], int]], Sequence[Prolonging]]
+    ) -> list[tuple[Prolonging, ChainctlError | None]]:
+        """Both copies of all gates that are `due`, each with what has kept it from being opened.
+
+        `due` is asked while nobody else opens or shuts a gate; it is given what `gate_until` says
+        of a chain's number then. No gate is open in the filter alone.
+        """
+        with self._gates:
+            indexes = self._ports()
+            table = self._opened()
+            wanted = due(lambda number: table.gate(indexes.get(_gate_port(number), 0)))
+            ports = [_gate_port(one.number) for one in wanted]
+            failures: list[ChainctlError | None] = [
+                None if port in indexes else _missing(port) for port in ports
+            ]
+            there = [place for place, failed in enumerate(failures) if failed is None]
+            gateways = [(_gateway(wanted[place].name), wanted[place].until) for place in there]
+            for place, refused in zip(there, self._tables.open_gates(gateways), strict=True):
+                failures[place] = refused
+            opened = {
+                indexes[ports[place]]: wanted[place].until
+                for place in there
+                if failures[place] is None
+            }
+            table.open_gates(opened)
+            return list(zip(wanted, failures, strict=True))
 
     def close_gate(self, name: str, number: int) -> None:
         """Both copies; each is tried whatever becomes of the other."""
-        with self._lock:
-            index = self._ports().get(f"c{number}-gw")
+        with self._gates:
+            index = self._ports().get(_gate_port(number))
             try:
                 if index is not None:
                     self._opened().close_gate(index)
             finally:
-                self._tables.close_gate(NsName(f"{name}.gateway"))
+                self._tables.close_gate(_gateway(name))
 
     # What others do.
 
@@ -685,7 +735,7 @@ class Machine:
     def _opened(self) -> PanelFilter:
         """Ask outside of namespaces: who has the lock may be waiting for the one thread there."""
         assert not self.namespaces.is_here, "locks come before namespaces"
-        with self._lock:
+        with self._gates:
             if self._filter is None:
                 mount_bpffs(self._settings.bpf_dir)
                 self._filter = PanelFilter.open(IDENTITY_OBJECT, self._settings.bpf_dir)
@@ -696,7 +746,7 @@ class Machine:
 
         Returns whether it was so.
         """
-        with self._lock:
+        with self._gates:
             table = self._opened()
             if table.pins_whole():
                 return False
@@ -708,9 +758,10 @@ class Machine:
             return True
 
     def _drop_filter(self) -> None:
-        if self._filter is not None:
-            self._filter.close()
-            self._filter = None
+        with self._gates:
+            if self._filter is not None:
+                self._filter.close()
+                self._filter = None
 
     def _put_port(self, part: PortRow) -> None:
         index = self._port_index(part.port)
@@ -841,14 +892,25 @@ class Machine:
     def _port_index(self, port: PortName) -> int:
         index = self._ports().get(port)
         if index is None:
-            raise MendHost(
-                "C325", f"the connection {describe_side(port)} is missing", hint="chainctl up"
-            )
+            raise _missing(port)
         return index
 
     def _in_panel(self, work: Callable[[], T]) -> T:
         """`work` runs on another thread, so it may want no lock that somebody holds who waits."""
         return self.namespaces.call(PANEL, work)
+
+
+def _gate_port(number: int) -> PortName:
+    return PortName(f"c{number}-gw")
+
+
+def _gateway(name: str) -> NsName:
+    return NsName(f"{name}.gateway")
+
+
+def _missing(port: PortName) -> MendHost:
+    what = f"the connection {describe_side(port)} is missing"
+    return MendHost("C325", what, hint="chainctl up")
 
 
 def _is_docker(part: Part) -> TypeGuard[Namespace]:

@@ -36,30 +36,25 @@ class Passage:
         self, counts: Counts | None, outer: Counts | None, *, asked: int, now: float
     ) -> Passage:
         """The counters were looked at once more; `asked` packets since then were our own."""
-        looked = replace(self, looked=now, counts=counts, outer=outer)
         before = self.counts
         if before is None or counts is None or counts.sent < before.sent:
-            return replace(looked, unreturned=0, unreturned_since=0.0, outer_received=0)
+            return Passage(now, counts, outer, self.last_received, self.last_sent)
         traffic = counts.sent - before.sent - asked
-        if traffic > 0:
-            looked = replace(looked, last_sent=now)
+        sent = now if traffic > 0 else self.last_sent
         if counts.received > before.received:
-            return replace(
-                looked,
-                last_received=self.looked,
-                unreturned=0,
-                unreturned_since=0.0,
-                outer_received=0,
-            )
+            return Passage(now, counts, outer, self.looked, sent)
+        arrived = 0
         if outer is not None and self.outer is not None:
             arrived = max(0, outer.received - self.outer.received)
-            looked = replace(looked, outer_received=self.outer_received + arrived)
-        if traffic <= 0:
-            return looked
-        return replace(
-            looked,
-            unreturned=self.unreturned + traffic,
-            unreturned_since=self.unreturned_since or now,
+        return Passage(
+            now,
+            counts,
+            outer,
+            self.last_received,
+            sent,
+            unreturned=self.unreturned + max(0, traffic),
+            unreturned_since=self.unreturned_since or (now if traffic > 0 else 0.0),
+            outer_received=self.outer_received + arrived,
         )
 
     def excused(self, seconds: float) -> Passage:

@@ -57,6 +57,9 @@ _IDLE_QUESTIONS = 400.0
 _LONGEST_INTERVAL = 1.5
 """Seconds; with more than 400 hops, chains that nobody uses are asked more rarely, up to this."""
 
+_GRID = 0.05
+"""Seconds; questions and looks of chains that nobody uses begin at multiples of this."""
+
 _UNLESS_SPARED = 2.5
 """Seconds after which a hop outside is asked when no answer came through it meanwhile."""
 
@@ -110,9 +113,12 @@ class Place:
         return (*named, (_NOWHERE, 1), (self.server, 1))
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Reading:
-    """What is known of a hop. Times are seconds since boot; 0 means never."""
+    """What is known of a hop. Times are seconds since boot; 0 means never.
+
+    Whoever asks for it gets a copy of his own; the sniffer's changes with every packet.
+    """
 
     sent: int = 0
     heard: int = 0
@@ -172,6 +178,19 @@ class Reading:
         )
 
 
+class Vitals(NamedTuple):
+    """Of all hops of a chain together."""
+
+    silent: float
+    """Seconds for which the one that is silent for the longest has been asked in vain; infinite
+    when one was never heard.
+    """
+    proved: float
+    """Boot time at which the newest question was asked that came back through all of them."""
+    loss: float
+    """The largest share of questions without an answer."""
+
+
 class _Asked(NamedTuple):
     """A packet on its way."""
 
@@ -191,7 +210,11 @@ class _Watch:
     sock: socket.socket
     counters: LinkCounters
     identifier: int
-    reading: Reading = Reading()
+    reading: Reading = field(default_factory=Reading)
+    addressed: list[tuple[int, tuple[str, int], int]] = field(default_factory=list)
+    """The place's questions as (index, socket address, TTL)."""
+    ttl: int = 0
+    """What the socket was told last."""
     sequence: int = 0
     due: float = 0.0
     """Boot time of the next question."""
@@ -277,6 +300,10 @@ class Sniffer:
         with self._changed:
             identifier = random.SystemRandom().randrange(1, 1 << 16)
             watch = _Watch(place, sock, counters, identifier, alarm=alarm)
+            watch.addressed = [
+                (number, (str(target), 0), ttl)
+                for number, (target, ttl) in enumerate(place.questions)
+            ]
             self._watches[key] = self._by_fd[sock.fileno()] = watch
             self._epoll.register(sock.fileno(), select.EPOLLIN)
             self._schedule(watch)
@@ -352,6 +379,24 @@ class Sniffer:
                 last_heard=max(watch.reading.last_heard, watch.through),
             )
 
+    def vitals(self, keys: Sequence[str]) -> Vitals:
+        """Of the hops of one chain, the guard's first."""
+        silent = proved = loss = 0.0
+        with self._changed:
+            now = clock.boot_seconds()
+            self._notice_stall(now)
+            for key in keys:
+                watch = self._watches.get(key)
+                if watch is None or not watch.reading.last_heard:
+                    return Vitals(math.inf, 0.0, 0.0)
+                reading = watch.reading
+                if reading.silent_since:
+                    heard = max(reading.last_heard, watch.through)
+                    silent = max(silent, now - max(reading.silent_since, heard))
+                proved = reading.answered
+                loss = max(loss, reading.behaviour.loss)
+        return Vitals(silent, proved, loss)
+
     def excuse(self, key: str) -> None:
         """What it has not answered of late is the fault of a hop further out, and no loss."""
         with self._changed:
@@ -392,7 +437,7 @@ class Sniffer:
             finally:
                 for watch in watches.values():
                     watch.waiting -= 1
-            return {key: watch.reading for key, watch in watches.items()}
+            return {key: replace(watch.reading) for key, watch in watches.items()}
 
     def measure(self, key: str, sizes: Sequence[int], *, patience: float) -> frozenset[int]:
         """Which packet sizes (bytes) get through the tunnel of `key`; asked in this order.
@@ -403,7 +448,7 @@ class Sniffer:
         with self._changed:
             watch = self._watches[key]
             self._notice_stall(clock.boot_seconds())
-            watch.reading = replace(watch.reading, sizes=frozenset())
+            watch.reading.sizes = frozenset()
             for size in sizes:
                 self._ask(watch, size)
             self._wait_for(lambda: sizes[0] in watch.reading.sizes, patience)
@@ -500,7 +545,7 @@ class Sniffer:
                 if min(watch.due, watch.late) <= now:
                     self._ask(watch, None)
                     watch.asked = now
-                    watch.due = now + self._pause(watch, now)
+                    watch.due = _together(now, self._pause(watch, now))
                     watch.late = now + watch.reading.behaviour.late
                 self._schedule(watch)
 
@@ -511,8 +556,9 @@ class Sniffer:
         tun, outer = watch.counters.read(watch.place.link, _OUTER)
         passage = watch.reading.passage.after(tun, outer, asked=watch.packets, now=now)
         watch.packets = 0
-        reading = watch.reading = replace(watch.reading, passage=passage)
-        watch.look = now + self._until_look(watch, now)
+        reading = watch.reading
+        reading.passage = passage
+        watch.look = _together(now, self._until_look(watch, now))
         if _is_unreturned(reading, now) and reading.unanswered < _BURST:
             watch.due = min(watch.due, _last_asked(reading) + _BURST_BUSY)
         if reading.looks_dead(now):
@@ -528,7 +574,9 @@ class Sniffer:
                 outer.look = min(outer.look, now)
                 self._schedule(outer)
             return LOOK_BUSY if watch.reading.passage.is_busy(now) else LOOK_IDLE
-        return _SELDOM if watch.innermost else LOOK_IDLE
+        if watch.innermost or not watch.in_line:
+            return _SELDOM if watch.innermost else LOOK_IDLE
+        return max(LOOK_IDLE, self._idle)  # Together with a question.
 
     def _interval(self, watch: _Watch, now: float) -> float:
         """Seconds until the next question while all is well."""
@@ -537,8 +585,12 @@ class Sniffer:
             return watch.place.interval
         if watch.innermost:
             return max(watch.place.interval, _UNLESS_SPARED)
-        idle = min(_LONGEST_INTERVAL, max(_IDLE_INTERVAL, len(self._watches) / _IDLE_QUESTIONS))
-        return max(watch.place.interval, idle)
+        return max(watch.place.interval, self._idle)
+
+    @property
+    def _idle(self) -> float:
+        """Seconds between two questions to the innermost hop of a chain that nobody uses."""
+        return min(_LONGEST_INTERVAL, max(_IDLE_INTERVAL, len(self._watches) / _IDLE_QUESTIONS))
 
     def _pause(self, watch: _Watch, now: float) -> float:
         """Ask fast while somebody waits, and while an answer is overdue: is it dead?"""
@@ -567,18 +619,20 @@ class Sniffer:
 
         With a size: an echo of as many bytes, which is not counted.
         """
-        questions = list(enumerate(watch.place.questions))
+        questions = watch.addressed
         if watch.works is not None and (size or watch.reading.unanswered < 3):
             questions = [questions[watch.works]]
         now = clock.boot_seconds()
         # No stall seen from here on began before the question.
         self._expected = max(self._expected, now)
-        for number, (target, ttl) in questions:
+        for number, address, ttl in questions:
             watch.sequence = (watch.sequence + 1) % (1 << 16)
             echo = render_echo(watch.identifier, watch.sequence, size or 28)
             try:
-                watch.sock.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, ttl)
-                watch.sock.sendto(echo, (str(target), 0))
+                if watch.ttl != ttl:
+                    watch.sock.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, ttl)
+                    watch.ttl = ttl
+                watch.sock.sendto(echo, address)
                 watch.packets += 1
             except OSError:
                 pass  # A full queue or a link that is down is silence, and counted as such.
@@ -589,21 +643,19 @@ class Sniffer:
             return
         watch.tally.asked(now)
         reading = watch.reading
-        watch.reading = replace(
-            reading,
-            sent=reading.sent + 1,
-            unanswered=reading.unanswered + 1,
-            silent_since=reading.silent_since or now,
-            questions=(*reading.questions[-_REMEMBERED:], now),
-        )
+        reading.sent += 1
+        reading.unanswered += 1
+        reading.silent_since = reading.silent_since or now
+        reading.questions = (*reading.questions[-_REMEMBERED:], now)
 
     def _hear(self, fd: int) -> None:
         with self._changed:
             watch = self._by_fd.get(fd)
             if watch is None:
                 return
-            # Whoever floods is heard on with the next turn, after all others.
-            for _ in range(_AT_ONCE):
+            # Whoever floods is heard on with the next turn, after all others. Where one answer is
+            # due, a second look for more would be half of the work.
+            for _ in range(_AT_ONCE if len(watch.pending) > 1 else 1):
                 try:
                     packet = watch.sock.recv(65536)
                 except OSError:
@@ -634,22 +686,19 @@ class Sniffer:
         watch.works, watch.late = asked.number, math.inf
         if not asked.size and not waited:
             watch.tally.heard(now)
-        watch.reading = replace(
-            reading,
-            heard=reading.heard + (not asked.size),
-            last_heard=now,
-            answered=max(reading.answered, asked.at),
-            silent_since=0.0,
-            back_since=now if _was_away(reading, now) else reading.back_since,
-            unanswered=0,
-            questions=(),
-            behaviour=(
-                reading.behaviour.at_most(rtt)
-                if waited
-                else reading.behaviour.after(rtt, len(lost))
-            ),
-            sizes=reading.sizes | {asked.size} if asked.size else reading.sizes,
+        if _was_away(reading, now):
+            reading.back_since = now
+        reading.heard += not asked.size
+        reading.last_heard = now
+        reading.answered = max(reading.answered, asked.at)
+        reading.silent_since = 0.0
+        reading.unanswered = 0
+        reading.questions = ()
+        reading.behaviour = (
+            reading.behaviour.at_most(rtt) if waited else reading.behaviour.after(rtt, len(lost))
         )
+        if asked.size:
+            reading.sizes |= {asked.size}
         for outer in watch.outer:
             self._spare(outer, now)
         self._changed.notify_all()
@@ -673,6 +722,14 @@ class Sniffer:
                     return
             except BlockingIOError:
                 return
+
+
+def _together(now: float, pause: float) -> float:
+    """When a pause from `now` on ends. Long ones end a little later, for many hops at the same
+    moment, so that this thread wakes up once for all of them.
+    """
+    end = now + pause
+    return end if pause < _IDLE_INTERVAL else math.ceil(end / _GRID) * _GRID
 
 
 def _was_away(reading: Reading, now: float) -> bool:

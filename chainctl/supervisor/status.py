@@ -39,7 +39,12 @@ def describe(wanted: Wanted, worker: Worker | None, machine: Machine) -> dict[st
     open_until = machine.gate_until(wanted.number) / 1e9
     is_open = open_until > now
     # A gate that an earlier supervisor left open says itself when the last proof was.
-    proved_at = state.proved_at or (open_until - GATE_TIMEOUT if is_open else 0.0)
+    if worker and worker.rests and state.chain:
+        # Its gate is prolonged now and then, and its hops are heard meanwhile.
+        proved_at = max(state.proved_at, readings[state.chain.exit.name].answered)
+    else:
+        proved_at = state.proved_at
+    proved_at = proved_at or (open_until - GATE_TIMEOUT if is_open else 0.0)
     chain, shut = state.chain, state.closed_since
     facts: dict[str, Any] = {
         "chain": wanted.name,

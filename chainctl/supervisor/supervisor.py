@@ -13,6 +13,7 @@ from chainctl.spec.chain_file import load_chain_file
 from chainctl.store.journal import Journal
 from chainctl.supervisor.crash import CrashPoints
 from chainctl.supervisor.execute import Progress
+from chainctl.supervisor.keeper import Keeper
 from chainctl.supervisor.machine import Machine
 from chainctl.supervisor.pulse import Pulse, pace
 from chainctl.supervisor.sniffer import Sniffer
@@ -35,6 +36,7 @@ class Supervisor:
         self._workers: dict[str, Worker] = {}
         self._lock = threading.Lock()
         self._pulse = Pulse(self._machine, self._running)
+        self._keeper = Keeper(self._machine, self._journal, self._running)
 
     def adopt_all(self) -> None:
         """Take over the chains that were wanted when the last supervisor ended."""
@@ -45,6 +47,7 @@ class Supervisor:
     def close(self) -> None:
         self._ticks.close()
         self._pulse.close()
+        self._keeper.close()
         for worker in self._workers.values():
             worker.stop()
         self._sniffer.close()

@@ -75,8 +75,7 @@ class Behaviour:
 
     @property
     def one_way_loss(self) -> float:
-        """A question and its answer are two packets."""
-        return 1.0 - math.sqrt(1.0 - min(self.loss, 1.0))
+        return one_way(self.loss)
 
     @property
     def is_slow(self) -> bool:
@@ -112,6 +111,11 @@ class Behaviour:
         distance = (silence - (self.mean or _UNKNOWN_MEAN)) / self._spread
         chance = 0.5 * math.erfc(distance / math.sqrt(2))
         return -math.log10(max(chance, 1e-300))
+
+
+def one_way(loss: float) -> float:
+    """Each way, of a share of questions: a question and its answer are two packets."""
+    return 1.0 - math.sqrt(1.0 - min(loss, 1.0))
 
 
 NEVER_HEARD = Behaviour()

@@ -44,12 +44,13 @@ from chainctl.supervisor.crash import CrashPoints
 from chainctl.supervisor.ended import begins_elsewhere
 from chainctl.supervisor.execute import Executor, Progress
 from chainctl.supervisor.gather import Gathered, gather
-from chainctl.supervisor.machine import Machine
+from chainctl.supervisor.machine import Machine, Prolonging
 from chainctl.supervisor.plan import Change, CloseGate, Make, OpenGate, Prove, Remove, Step, plan
 from chainctl.supervisor.resolve import candidates, resolve, with_containers, with_path_mtu
 from chainctl.supervisor.rotating import Rotating
 from chainctl.supervisor.rotation import Rotations
 from chainctl.supervisor.sniffer import Reading, Sniffer
+from chainctl.supervisor.suspicion import one_way
 from chainctl.supervisor.ticks import Ticks
 from chainctl.supervisor.verdict import FRESH, is_failing, outermost_dead
 from chainctl.supervisor.words import describe_part, describe_plan, hop_of
@@ -60,6 +61,10 @@ _MOST_ADDRESSES = 3
 """Times a hop may say another address before nobody listens any more."""
 GATE_TIMEOUT = 4.0
 """Seconds after the last proof at which the kernel shuts the gate by itself."""
+_PROLONG_AT = 3.0
+"""Seconds left at which the gate of a chain at rest is prolonged."""
+_REST = 30.0
+"""Seconds after which a worker looks at a chain at rest for itself."""
 THOROUGH = 30.0
 """Seconds after which a thorough look trusts nothing that was read before."""
 _FRESH_PATIENCE = 0.5
@@ -153,8 +158,13 @@ class Worker(Rotating):
         self._sniffer = sniffer
         self._ticks = ticks
         self._executor = Executor(machine, journal, crash, chain_name=name)
-        self._queue: queue.Queue[_Request | None] = queue.Queue()
-        self._waiting_since = 0.0
+        self._queue: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
+        self._turn = threading.Lock()
+        """Held by who does anything about the chain: this thread, or the keeper of the gates."""
+        self.rests = False
+        """Everything was as it should be, so that nothing is to be done but to keep the gate."""
+        self._seen_at = clock.boot_seconds()
+        """Boot time at which somebody last saw to it."""
         self._compared_at = 0.0
         self._disturbed = threading.Event()
         self._thoroughly = threading.Event()
@@ -163,6 +173,7 @@ class Worker(Rotating):
         self._refused: DockerSeen | None = None
         self._failures = 0
         self._gathered = None
+        self._keys: Sequence[str] = ()
         self._alarmed = threading.Event()
         self._rotations = Rotations(name, journal)
         self._retiring = {}
@@ -298,25 +309,80 @@ class Worker(Rotating):
 
     def _run(self) -> None:
         while True:
-            self._waiting_since = clock.boot_seconds()
             try:
-                request = self._queue.get(timeout=self._tick())
+                request = self._queue.get(timeout=_REST if self.rests else self._tick())
             except queue.Empty:
                 request = _Request(self._look)
             if request is None:
                 return
-            try:
-                request.act()
-            except ChainctlError as error:
-                request.error = error
-                if not request.asked or self._is_about_the_chain(error):
-                    self._remember_problem(error)
-            except Exception as error:
-                # A fault of ours must not end the thread that keeps the gate: shut and say so.
-                request.error = error
-                self._unexpected(error)
-            finally:
-                request.done.set()
+            with self._turn:
+                self.rests = False
+                self._act(request)
+                self._seen_at = clock.boot_seconds()
+
+    def _act(self, request: _Request) -> None:
+        try:
+            request.act()
+        except ChainctlError as error:
+            request.error = error
+            if not request.asked or self._is_about_the_chain(error):
+                self._remember_problem(error)
+        except Exception as error:
+            # A fault of ours must not end the thread that keeps the gate: shut and say so.
+            request.error = error
+            self._unexpected(error)
+        finally:
+            request.done.set()
+
+    # What the keeper of the gates asks, from its thread.
+
+    def hold(self) -> bool:
+        """Whether the worker rests; then it does nothing until `release`."""
+        if not self.rests or not self._turn.acquire(blocking=False):
+            return False
+        if self.rests and not self._alarmed.is_set() and self._queue.empty():
+            return True
+        self._turn.release()
+        return False
+
+    def release(self) -> None:
+        self._turn.release()
+
+    @property
+    def wants(self) -> bool:
+        """It rests, and its gate has to be prolonged. Wakes it when there is more to it than
+        that: a hop is silent, or loses too much.
+        """
+        if not self.rests:
+            return False
+        now, vitals = clock.boot_seconds(), self._sniffer.vitals(self._keys)
+        self._seen_at = now
+        if vitals.silent >= FRESH or one_way(vitals.loss) > self._known.spec.health.loss:
+            self._alarm()
+            return False
+        until = self.state.proved_at + GATE_TIMEOUT
+        return until - now <= _PROLONG_AT and vitals.proved + GATE_TIMEOUT > until
+
+    def due(self, gate_until: Callable[[int], int], wanted: Wanted | None) -> Prolonging | None:
+        """Until when the gate may be open; None, and the worker is awake, when it is shut."""
+        chain, now = self._chain, clock.boot_seconds()
+        vitals = self._sniffer.vitals(self._keys)
+        is_open = self._may_pass(wanted) and gate_until(chain.number) > now * 1e9
+        if not is_open or vitals.silent >= FRESH or now >= vitals.proved + GATE_TIMEOUT:
+            self._alarm()
+            return None
+        return self._prolonging(chain, vitals.proved)
+
+    def kept(self, prolonged: Prolonging, wanted: Wanted | None) -> None:
+        """The gate was prolonged. `wanted` is from after that: `close` may act by itself."""
+        self._update(proved_at=prolonged.proved)
+        if not self._may_pass(wanted):
+            self._machine.close_gate(self.name, prolonged.number)
+            self._alarm()
+
+    def wake(self) -> None:
+        """Something is not as before: have a look."""
+        self._alarm()
 
     def _up(self, file: Path, progress: Progress) -> None:
         begun = time.monotonic()
@@ -533,12 +599,9 @@ class Worker(Rotating):
         self._queue.put(_Request(self._sweep_all))
 
     def _sweep_all(self) -> None:
-        """Ask every hop now, and compare everything with what it should be."""
-        chain = self.state.chain
-        if chain is not None:
-            for hop in chain.hops:
-                self._sniffer.ask_now(self._key(hop))
-        self._disturbed.set()
+        """Ask every hop now, however well the chain is."""
+        for key in self.watched:
+            self._sniffer.ask_now(key)
         self._look()
 
     def _watch(self, chain: Chain) -> None:
@@ -562,7 +625,8 @@ class Worker(Rotating):
                 wanted[f"{key}, held"] = hop
                 self._sniffer.watch_end(f"{key}, held", holder, self._client_ended)
         self._sniffer.keep_only(f"{self.name}/", wanted)
-        self._sniffer.line_up(f"{self.name}/", [self._key(hop) for hop in chain.hops])
+        self._keys = [self._key(hop) for hop in chain.hops]
+        self._sniffer.line_up(f"{self.name}/", self._keys)
 
     def _client_ended(self) -> None:
         """On the sniffer's thread: a VPN client is gone, so look at everything at once."""
@@ -643,12 +707,18 @@ class Worker(Rotating):
         """Until the proof is too old, or somebody shuts the gate."""
         if self._shut_by_hand:
             return
-        self._machine.open_gate(chain, int((proved + GATE_TIMEOUT) * 1e9))
-        wanted = self._journal.chain(self.name)
-        if wanted is None or wanted.closed or self._shut_by_hand:
+        self._machine.open_gate(self._prolonging(chain, proved))
+        if not self._may_pass(self._journal.chain(self.name)):
             # `close` acts by itself while this process is stopped, perhaps on the line above.
             self._machine.close_gate(chain.name, chain.number)
         self._update(proved_at=proved)
+
+    def _prolonging(self, chain: Chain, proved: float) -> Prolonging:
+        return Prolonging(self.name, chain.number, proved, int((proved + GATE_TIMEOUT) * 1e9))
+
+    def _may_pass(self, wanted: Wanted | None) -> bool:
+        """Nobody has shut the gate by hand, as far as is known or written down."""
+        return wanted is not None and not wanted.closed and not self._shut_by_hand
 
     def _hold_open(self) -> None:
         """Refresh an open gate of a chain that is proved, while something else is waited for;
@@ -677,7 +747,7 @@ class Worker(Rotating):
                 self._adopt()
         elif (chain := self._follow_containers(chain)) and self.state.problem is None:
             # This process was stopped, or the machine slept: who knows what was done.
-            if now - self._waiting_since > FRESH and self._repair(chain, wanted):
+            if now - self._seen_at > FRESH and self._repair(chain, wanted):
                 return
             if self._change_over(chain):
                 chain = self._chain
@@ -699,7 +769,7 @@ class Worker(Rotating):
                 if not self._held():
                     self._fail_over(chain, chain.hops[dead])
             elif self._gate_is_open(chain):
-                self._rotate_what_is_due(chain)
+                self.rests = not self._rotate_what_is_due(chain) and self._may_rest(chain)
         elif now >= self._retry_at:
             self._recover(chain, wanted)
 
@@ -731,6 +801,19 @@ class Worker(Rotating):
         self._gathered = gathered.with_docker(seen)
         self._update(chain=after, containers=None)
         return after
+
+    def _may_rest(self, chain: Chain) -> bool:
+        """Nothing is to be done before something happens, or for as long as `_REST`."""
+        return not (
+            self._retiring
+            or self._lossy_since
+            or self._uplink_fault
+            or self._disturbed.is_set()
+            or self._held()
+            or chain.has_containers
+            # A client of OpenVPN waits to be told to go on, and says so to who asks.
+            or any(tunnel.engine is Engine.OPENVPN for hop in chain.hops for tunnel in hop.tunnels)
+        )
 
     def _recover(self, chain: Chain, wanted: Wanted) -> None:
         """Try again. Everything up to the proof of a hop was done before that failed, so the hop

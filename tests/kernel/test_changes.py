@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import subprocess
 from collections.abc import Iterator
 from contextlib import closing
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from chainctl.errors import MendHost
-from chainctl.host import nft
+from chainctl.host import clock, nft
 from chainctl.host.netns import Namespaces
 from chainctl.model.parts import HOST, NftTable, NsName
 from chainctl.net.changes import Changes, Touched
@@ -130,28 +131,68 @@ def test_what_was_not_heard_may_be_anything(world: World) -> None:
     assert world.changes.take() == frozenset()
 
 
+def test_a_new_link_is_heard_of_by_its_name_alone(world: World) -> None:
+    world.run(PLACE, "ip link add first type veth peer name second")
+    assert world.changes.take() == frozenset({Touched(PLACE, "first"), Touched(PLACE, "second")})
+
+
+def prolong(gate: NftGate, milliseconds: int) -> None:
+    (refused,) = gate.open([(PLACE, clock.boot_ns() + milliseconds * 1_000_000)])
+    if refused is not None:
+        raise refused
+
+
+def is_told(world: World) -> bool:
+    """Whether there is anything to read, be it passed over or not."""
+    return bool(select.select([world.changes.tables], [], [], 0)[0])
+
+
+def test_the_gate_wakes_nobody_up_and_others_elements_do(world: World) -> None:
+    gate = NftGate(world.namespaces, world.changes)
+    world.namespaces.call(PLACE, lambda: nft.apply(GATE_TABLE))
+    world.changes.take()
+    prolong(gate, 60_000)
+    assert not is_told(world)
+    world.run(PLACE, f"nft add element inet {TABLE} {GATE_SET} {{ lo }}")
+    assert is_told(world)
+    assert world.changes.take() == frozenset({Touched(PLACE, TABLE)})
+    prolong(gate, 60_000)
+    world.run(PLACE, f"nft delete element inet {TABLE} {GATE_SET} {{ lo }}")
+    assert world.changes.take() == frozenset({Touched(PLACE, TABLE)})
+
+
+def test_the_gate_of_one_that_is_not_there_keeps_no_other_shut(world: World) -> None:
+    gate = NftGate(world.namespaces, world.changes)
+    world.namespaces.call(PLACE, lambda: nft.apply(GATE_TABLE))
+    until = clock.boot_ns() + 60_000_000_000
+    gone, there = gate.open([(NsName("gone"), until), (PLACE, until)])
+    assert gone is not None
+    assert there is None
+    assert world.gate().keys() == {"up0"}
+
+
 def test_the_gate_is_opened_prolonged_and_no_news(world: World) -> None:
     gate = NftGate(world.namespaces, world.changes)
     world.namespaces.call(PLACE, lambda: nft.apply(GATE_TABLE))
     world.changes.take()
-    gate.open(PLACE, 5_000)
-    gate.open(PLACE, 60_000)
+    prolong(gate, 5_000)
+    prolong(gate, 60_000)
     assert world.gate().keys() == {"up0"}
     assert all(5 < left <= 60 for left in world.gate().values())
     assert world.changes.take() == frozenset()
-    gate.open(PLACE, 1)
+    prolong(gate, 50)
     wait_until(lambda: not world.gate())
-    gate.open(PLACE, 60_000)
+    prolong(gate, 60_000)
     assert len(world.gate()) == 1
 
 
 def test_a_gate_without_its_table_is_refused(world: World) -> None:
     gate = NftGate(world.namespaces, world.changes)
     with pytest.raises(MendHost, match="gate") as refused:
-        gate.open(PLACE, 1000)
+        prolong(gate, 1000)
     assert refused.value.code == "C305"
     world.namespaces.call(PLACE, lambda: nft.apply(GATE_TABLE))
-    gate.open(PLACE, 60_000)
+    prolong(gate, 60_000)
     assert len(world.gate()) == 1
 
 

@@ -1,0 +1,105 @@
+"""Keeps the gates of chains that are at rest open, so that nobody has to wake up for each.
+
+One thread. A worker that has found everything as it should be rests; from then on the readings of
+its hops are looked at here, and its gate is prolonged with those of all others in one go. As
+soon as anything is not as before the worker is woken, and until it has looked nobody prolongs its
+gate. So a worker that is busy, stuck or dead lets its gate shut, as if there were no keeper.
+"""
+
+from __future__ import annotations
+
+import threading
+import traceback
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+
+from chainctl.errors import ChainctlError
+from chainctl.host import clock
+from chainctl.store.journal import Journal, Wanted
+from chainctl.supervisor.machine import Machine, Prolonging
+from chainctl.supervisor.verdict import FRESH
+from chainctl.supervisor.worker import Worker
+
+_OFTEN, _SELDOM, _CHAINS_A_SECOND = 0.5, 1.0, 200
+"""Seconds between two looks at all chains: from 100 chains on more of them."""
+_AT_ONCE = 50
+"""Chains whose workers are held up at the same time, for a few milliseconds."""
+
+
+class Keeper:
+    """Runs from when it is made until `close`."""
+
+    def __init__(
+        self, machine: Machine, journal: Journal, workers: Callable[[], Mapping[str, Worker]]
+    ) -> None:
+        self._machine = machine
+        self._journal = journal
+        self._workers = workers
+        self._halt = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="keeper", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._halt.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while True:
+            begun = clock.boot_seconds()
+            workers = list(self._workers().values())
+            pause = min(_SELDOM, max(_OFTEN, len(workers) / _CHAINS_A_SECOND))
+            if self._halt.wait(pause):
+                return
+            if clock.boot_seconds() - begun > FRESH:
+                # This process was stopped, or the machine slept: who knows what was done.
+                _wake(workers)
+                continue
+            for at in range(0, len(workers), _AT_ONCE):
+                self._keep(workers[at : at + _AT_ONCE])
+
+    def _keep(self, workers: Sequence[Worker]) -> None:
+        try:
+            self._prolong([worker for worker in workers if worker.wants])
+        except ChainctlError:
+            # Their gates shut by themselves, and each worker finds out why.
+            _wake(workers)
+        except Exception as error:
+            traceback.print_exception(error)
+            _wake(workers)
+
+    def _prolong(self, workers: Sequence[Worker]) -> None:
+        if not workers:
+            return
+        owners: dict[Prolonging, Worker] = {}
+        begun = clock.boot_seconds()
+
+        def due(gate_until: Callable[[int], int]) -> Sequence[Prolonging]:
+            if clock.boot_seconds() - begun > FRESH:
+                _wake(workers)  # The same while this thread waited for its turn.
+                return ()
+            wanted = self._wanted()
+            for worker in workers:
+                if worker.hold():
+                    held.callback(worker.release)
+                    found = worker.due(gate_until, wanted.get(worker.name))
+                    if found is not None:
+                        owners[found] = worker
+            return list(owners)
+
+        with ExitStack() as held:
+            done = self._machine.prolong(due)
+            wanted = self._wanted() if done else {}
+            for prolonged, failed in done:
+                worker = owners[prolonged]
+                if failed is None:
+                    worker.kept(prolonged, wanted.get(worker.name))
+                else:
+                    worker.wake()
+
+    def _wanted(self) -> Mapping[str, Wanted]:
+        return {wanted.name: wanted for wanted in self._journal.chains()}
+
+
+def _wake(workers: Iterable[Worker]) -> None:
+    for worker in workers:
+        worker.wake()
