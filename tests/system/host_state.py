@@ -98,6 +98,8 @@ _IP = {
 
 def _read_namespace() -> dict[str, frozenset[str]]:
     out = {section: frozenset(_read_json("ip", *words)) for section, words in _IP.items()}
+    # The kernel forgets whom it heard of after a while, whatever is done meanwhile.
+    out["neighbours"] = frozenset(line for line in out["neighbours"] if '"by hand": []' not in line)
     out["queueing"] = frozenset(_read_json("tc", "qdisc"))
     out["forwarding database"] = frozenset(_read_json("bridge", "fdb"))
     ruleset = _COUNTERS.sub("", _output("nft", "list", "ruleset"))
