@@ -397,8 +397,8 @@ class Namespaces:
         self._unmount_pins()
 
     def _tidy(self, prefix: str) -> None:
-        for pin in self._pins.glob(f"{prefix}*"):
-            if self.inode(pin.name) is None:
+        for pin in self._pins.glob("*"):
+            if pin.name.startswith(prefix) and self.inode(pin.name) is None:
                 pin.unlink()
         self._unmount_pins()
 

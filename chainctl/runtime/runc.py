@@ -96,8 +96,11 @@ class Clients:
 
     def observe(self, prefix: str = "") -> dict[str, Running | None]:
         """0.4 ms a client."""
-        found = sorted(place.name for place in self._folder.glob(f"{prefix}*") if place.is_dir())
-        return {name: self._running(name) for name in found}
+        # Compared and not matched: what begins a name may be anything that somebody has typed.
+        with contextlib.suppress(FileNotFoundError), os.scandir(self._folder) as places:
+            found = sorted(at.name for at in places if at.name.startswith(prefix) and at.is_dir())
+            return {name: self._running(name) for name in found}
+        return {}
 
     def watch(self, name: str) -> int | None:
         return watch(lambda: self._running(name))
