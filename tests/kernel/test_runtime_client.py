@@ -249,6 +249,28 @@ def test_it_is_limited(rig: Rig) -> None:
     assert Path(f"/proc/{pid}/cgroup").read_text() != Path("/proc/self/cgroup").read_text()
 
 
+def shares_of_all(pid: int) -> int:
+    """CPU time of the group that all clients are in, in parts of what a new group has."""
+    for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines():
+        _, names, group = line.split(":")
+        for root in Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup") / names:
+            for file, each in (("cpu.shares", 1024), ("cpu.weight", 100)):
+                with contextlib.suppress(FileNotFoundError):
+                    above = (root / group.strip("/")).parent / file
+                    return int(above.read_text()) // each
+    pytest.fail("no group of the cpu controller")
+
+
+def test_together_they_get_as_much_time_as_side_by_side(rig: Rig) -> None:
+    left, right = rig.spec("left"), rig.spec("right")
+    pid = rig.clients.start(left)
+    assert shares_of_all(pid) == 1
+    rig.clients.start(right)
+    assert shares_of_all(pid) == 2
+    rig.clients.stop(right.name)
+    assert shares_of_all(pid) == 1
+
+
 @pytest.fixture(scope="module")
 def intruder(tmp_path_factory: pytest.TempPathFactory, image: Image) -> Path:
     """The image with an attacker's program in the place of wireguard-go."""
