@@ -41,6 +41,19 @@ def write_atomic(path: Path, content: bytes, mode: int = 0o600) -> None:
     _sync(path.parent)
 
 
+def names_in(folder: Path, beginning: str = "") -> list[str]:
+    """What is in it and begins so, sorted; nothing where there is no such folder.
+
+    Compared and not matched: what begins a name may be anything that somebody has typed. Names
+    and no paths, which take 30 times as long where there are 800.
+    """
+    try:
+        found = os.listdir(folder)  # noqa: PTH208
+    except FileNotFoundError:
+        return []
+    return sorted(name for name in found if name.startswith(beginning))
+
+
 def ensure_dir(path: Path, mode: int = 0o700) -> None:
     """`path` is a directory with exactly these rights, whatever the umask; parents 0755."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)

@@ -29,6 +29,7 @@ from pyroute2 import IPRoute
 
 from chainctl.errors import MendHost
 from chainctl.host import clock, descriptors, sysctl
+from chainctl.host.files import names_in
 
 T = TypeVar("T")
 
@@ -216,11 +217,7 @@ class Namespaces:
 
     def names(self, prefix: str = "") -> list[str]:
         """The namespaces that are pinned; files left behind by a crash are not."""
-        try:
-            files = os.listdir(self._pins)  # noqa: PTH208 (with 800 pins paths take 30 times as long)
-        except FileNotFoundError:
-            return []
-        return sorted(name for name in files if name.startswith(prefix) and self.inode(name))
+        return [name for name in names_in(self._pins, prefix) if self.inode(name)]
 
     def inode(self, name: str) -> int | None:
         """Tells a namespace from another that later has its name; None when there is none."""
@@ -397,9 +394,9 @@ class Namespaces:
         self._unmount_pins()
 
     def _tidy(self, prefix: str) -> None:
-        for pin in self._pins.glob("*"):
-            if pin.name.startswith(prefix) and self.inode(pin.name) is None:
-                pin.unlink()
+        for name in names_in(self._pins, prefix):
+            if self.inode(name) is None:
+                (self._pins / name).unlink()
         self._unmount_pins()
 
     def _unmount_pins(self) -> None:

@@ -22,7 +22,7 @@ from typing import Any
 
 from chainctl.errors import ChainctlError
 from chainctl.host import clock, nft
-from chainctl.host.files import ensure_dir, write_atomic
+from chainctl.host.files import ensure_dir, names_in, write_atomic
 from chainctl.host.netns import Namespaces
 from chainctl.model.parts import HOST, DockerRule, NftTable, NsName
 from chainctl.net.changes import Changes
@@ -147,8 +147,8 @@ class Tables:
         """The namespace is gone, and its tables with it."""
         for key in [key for key in self._seen if key[0] == ns]:
             del self._seen[key]
-        for path in self._memory.glob(f"{ns}@*"):
-            path.unlink(missing_ok=True)
+        for name in names_in(self._memory, f"{ns}@"):
+            (self._memory / name).unlink(missing_ok=True)
 
     def tidy(self, chain: str, *, last: bool) -> None:
         """The chain is gone, and when it was the `last` the panel as well: no hash is left."""

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chainctl.errors import ChainctlError, LookAgain, MendHost
-from chainctl.host.files import data_path, write_atomic
+from chainctl.host.files import data_path, names_in, write_atomic
 from chainctl.model.clients import DockerSeen
 from chainctl.model.parts import DockerNetwork
 from chainctl.runtime.bundle import MEMORY_LIMIT, PIDS_LIMIT, ClientSpec
@@ -405,8 +405,8 @@ class DockerClients:
         return self._folder / "anchors" / ns
 
     def _names(self, kind: str, prefix: str) -> list[str]:
-        found = sorted(place.name for place in (self._folder / kind).glob("*") if place.is_dir())
-        return [name for name in found if name.startswith(prefix)]
+        folder = self._folder / kind
+        return [name for name in names_in(folder, prefix) if (folder / name).is_dir()]
 
     @contextlib.contextmanager
     def _only_one(self, place: Path) -> Iterator[None]:

@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from chainctl.errors import LookAgain, MendHost
-from chainctl.host.files import data_path
+from chainctl.host.files import data_path, names_in
 from chainctl.host.groups import group_of
 from chainctl.runtime import cgroups
 from chainctl.runtime.bundle import ClientSpec, render_config
@@ -98,11 +98,8 @@ class Clients:
 
     def observe(self, prefix: str = "") -> dict[str, Running | None]:
         """0.4 ms a client."""
-        # Compared and not matched: what begins a name may be anything that somebody has typed.
-        with contextlib.suppress(FileNotFoundError), os.scandir(self._folder) as places:
-            found = sorted(at.name for at in places if at.name.startswith(prefix) and at.is_dir())
-            return {name: self._running(name) for name in found}
-        return {}
+        found = names_in(self._folder, prefix)
+        return {name: self._running(name) for name in found if (self._folder / name).is_dir()}
 
     def watch(self, name: str) -> int | None:
         return watch(lambda: self._running(name))
