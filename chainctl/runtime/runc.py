@@ -185,12 +185,12 @@ class Clients:
                 f"runc cannot start the client {spec.name}: {self._words_of_runc(spec.name)}",
                 hint="chainctl doctor",
             )
-        self._weigh()
+        self._weigh(cgroups.read_hierarchies())
 
-    def _weigh(self) -> None:
+    def _weigh(self, hierarchies: cgroups.Hierarchies) -> None:
         # Clients start side by side: the last one has to count them all.
         with self._weighing:
-            cgroups.weigh(cgroups.read_hierarchies(), self._group)
+            cgroups.weigh(hierarchies, self._group)
 
     def _words_of_runc(self, name: str) -> str:
         lines = (self._fs(name) / "runc.log").read_text().splitlines()
@@ -235,7 +235,7 @@ class Clients:
             unmount(self._fs(name))
             self._fs(name).rmdir()
         self._runc_lock(name).unlink(missing_ok=True)
-        self._weigh()
+        self._weigh(hierarchies)
 
     def _is_gone(self, name: str, hierarchies: cgroups.Hierarchies) -> bool:
         """Kill what runs; True when nothing does, and no runc is left that could begin again."""
