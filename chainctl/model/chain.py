@@ -181,7 +181,7 @@ class Chain:
 
     @property
     def gateway(self) -> NsName:
-        return NsName(f"{self.name}.gateway")
+        return gateway_of(self.name)
 
     @property
     def clients(self) -> tuple[IPv4Network, ...]:
@@ -212,11 +212,11 @@ class Chain:
 
     @property
     def port_prefix(self) -> str:
-        return f"c{self.number}-"
+        return _port_prefix(self.number)
 
     @property
     def gateway_port(self) -> PortName:
-        return PortName(f"{self.port_prefix}gw")
+        return gateway_port(self.number)
 
     @property
     def uplink_port(self) -> PortName:
@@ -316,6 +316,19 @@ def client_bridge(chain: str) -> str:
     name has at most 15 characters."""
     short = hashlib.sha256(chain.encode()).hexdigest()[:4]
     return f"ch-{chain}" if len(chain) <= 12 else f"ch-{chain[:7]}-{short}"
+
+
+def gateway_of(chain: str) -> NsName:
+    return NsName(f"{chain}.gateway")
+
+
+def gateway_port(number: int) -> PortName:
+    """Of the chain of that number, in the panel."""
+    return PortName(f"{_port_prefix(number)}gw")
+
+
+def _port_prefix(number: int) -> str:
+    return f"c{number}-"
 
 
 def docker_network(chain: str) -> str:

@@ -31,6 +31,8 @@ from chainctl.model.chain import (
     chain_of_network,
     client_bridge,
     docker_network,
+    gateway_of,
+    gateway_port,
 )
 from chainctl.model.clients import NO_DOCKER, DockerSeen, Neighbour
 from chainctl.model.openvpn import OpenVpnConfig, render
@@ -244,7 +246,7 @@ class Machine:
 
     def lan_mac(self, name: str, link: str) -> str:
         """The gateway's own address on a LAN, of a chain that is up already or not yet."""
-        return lasting_mac(NsName(f"{name}.gateway"), link)
+        return lasting_mac(gateway_of(name), link)
 
     def watch_client(self, name: str) -> int | None:
         """A pidfd of the VPN client; None when there is none, as for a device of the kernel."""
@@ -599,7 +601,7 @@ class Machine:
     def gate_until(self, number: int) -> int:
         """Boot time in nanoseconds until which the chain's gate is open; 0: it is shut."""
         with self._gates:
-            index = self._ports().get(_gate_port(number))
+            index = self._ports().get(gateway_port(number))
             return 0 if index is None else self._opened().gate(index)
 
     def open_gate(self, wanted: Prolonging) -> None:
@@ -619,13 +621,13 @@ class Machine:
         with self._gates:
             indexes = self._ports()
             table = self._opened()
-            wanted = due(lambda number: table.gate(indexes.get(_gate_port(number), 0)))
-            ports = [_gate_port(one.number) for one in wanted]
+            wanted = due(lambda number: table.gate(indexes.get(gateway_port(number), 0)))
+            ports = [gateway_port(one.number) for one in wanted]
             failures: list[ChainctlError | None] = [
                 None if port in indexes else _missing(port) for port in ports
             ]
             there = [place for place, failed in enumerate(failures) if failed is None]
-            gateways = [(_gateway(wanted[place].name), wanted[place].until) for place in there]
+            gateways = [(gateway_of(wanted[place].name), wanted[place].until) for place in there]
             for place, refused in zip(there, self._tables.open_gates(gateways), strict=True):
                 failures[place] = refused
             opened = {
@@ -639,12 +641,12 @@ class Machine:
     def close_gate(self, name: str, number: int) -> None:
         """Both copies; each is tried whatever becomes of the other."""
         with self._gates:
-            index = self._ports().get(_gate_port(number))
+            index = self._ports().get(gateway_port(number))
             try:
                 if index is not None:
                     self._opened().close_gate(index)
             finally:
-                self._tables.close_gate(_gateway(name))
+                self._tables.close_gate(gateway_of(name))
 
     # What others do.
 
@@ -898,14 +900,6 @@ class Machine:
     def _in_panel(self, work: Callable[[], T]) -> T:
         """`work` runs on another thread, so it may want no lock that somebody holds who waits."""
         return self.namespaces.call(PANEL, work)
-
-
-def _gate_port(number: int) -> PortName:
-    return PortName(f"c{number}-gw")
-
-
-def _gateway(name: str) -> NsName:
-    return NsName(f"{name}.gateway")
 
 
 def _missing(port: PortName) -> MendHost:
