@@ -153,6 +153,16 @@ class Reading:
         late = self.behaviour.late
         return sum(now - asked > late for asked in self.questions if asked >= since)
 
+    def asked_in_vain(self, now: float, heard: float = 0.0) -> float:
+        """Seconds; infinite when it was never heard. `heard`: when something came through it for
+        a hop further inside.
+        """
+        if not self.last_heard:
+            return math.inf
+        if not self.silent_since:
+            return 0.0
+        return now - max(self.silent_since, self.last_heard, heard)
+
     def receives(self, now: float) -> bool:
         """Something came out of the tunnel a moment ago, if no answer to us."""
         return now - self.passage.last_received < self.behaviour.late
@@ -387,12 +397,10 @@ class Sniffer:
             self._notice_stall(now)
             for key in keys:
                 watch = self._watches.get(key)
-                if watch is None or not watch.reading.last_heard:
+                if watch is None:
                     return Vitals(math.inf, 0.0, 0.0)
                 reading = watch.reading
-                if reading.silent_since:
-                    heard = max(reading.last_heard, watch.through)
-                    silent = max(silent, now - max(reading.silent_since, heard))
+                silent = max(silent, reading.asked_in_vain(now, watch.through))
                 proved = reading.answered
                 loss = max(loss, reading.behaviour.loss)
         return Vitals(silent, proved, loss)

@@ -20,10 +20,7 @@ def is_failing(reading: Reading, now: float) -> bool:
     """It was never heard, or was asked and has not answered. One that is not asked because the
     hops inside it answer is not silent, also for a moment after they stop.
     """
-    if not reading.last_heard:
-        return True
-    silent_since = reading.silent_since
-    return bool(silent_since) and now - max(silent_since, reading.last_heard) >= FRESH
+    return reading.asked_in_vain(now) >= FRESH
 
 
 def outermost_dead(
