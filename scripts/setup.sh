@@ -66,7 +66,8 @@ present() {
 	local kind=$1 name=$2
 	case $kind in
 	command) command -v "$name" >/dev/null ;;
-	library) ldconfig -p | grep -qF "$name " ;;
+	# Not by a pipe into grep -q, which ends early: then ldconfig fails, and with it the pipe.
+	library) [[ $(ldconfig -p) == *"$name "* ]] ;;
 	header) compgen -G "/usr/include/$name" >/dev/null ||
 		compgen -G "/usr/include/$(uname -m)-linux-gnu/$name" >/dev/null ||
 		compgen -G "/usr/local/include/$name" >/dev/null ;;

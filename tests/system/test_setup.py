@@ -58,6 +58,20 @@ def test_without_root_it_gives_the_one_command_that_helps(commands: Path) -> Non
     assert "command clang " not in done.stdout
 
 
+def test_a_library_listed_first_of_many_is_found(commands: Path) -> None:
+    """A list longer than a pipe holds (64 KiB, pipe(7)) is still being written when it is found."""
+    lister = commands / "ldconfig"
+    lister.write_text(
+        "#!/bin/bash\n"
+        "printf '\\tlibbpf.so.1 (libc6) => /nowhere\\n'\n"
+        "printf '\\tlibother.so.%d (libc6) => /nowhere\\n' {1..9999} || exit 141\n"
+    )
+    lister.chmod(0o755)
+    done = set_up(commands, "run")
+    assert "library libnftables.so.1" in done.stdout
+    assert "library libbpf.so.1" not in done.stdout
+
+
 def test_it_says_nothing_where_nothing_is_missing() -> None:
     done = subprocess.run(
         [str(_SETUP), "run", "build", "test"], capture_output=True, text=True, check=False
