@@ -13,6 +13,16 @@ import pytest
 
 from tests.leak.oracle import Oracle
 
+ROOMY = 32 << 20
+"""Bytes a namespace: for the frames of all places while the machine does something else."""
+
+
+@pytest.fixture
+def roomy_oracle(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Oracle]:
+    """Judged only by who asks; import it `as oracle`."""
+    with Oracle(tmp_path / "oracle", test=request.node.nodeid, ring_bytes=ROOMY) as one:
+        yield one
+
 
 @pytest.fixture
 def oracle(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Oracle]:

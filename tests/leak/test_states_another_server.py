@@ -10,18 +10,20 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from pathlib import Path
 
 import pytest
 
 from chainctl.api.client import Reported
 from chainctl.lab.faults import Kind, fault
 from tests.leak.canary import Expect, Tcp, Udp
+from tests.leak.fixture import roomy_oracle as oracle
 from tests.leak.oracle import Oracle, Sending
 from tests.leak.verdict import Verdict
 from tests.system.chain_lab import ECHO, HOPS, MANY_CHANGES, ChainLab, chain_lab
 from tests.system.remains import servers_allowed
 from tests.waiting import wait_until
+
+__all__ = ["oracle"]
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(240)]
 
@@ -49,13 +51,6 @@ def chain(running: ChainLab) -> ChainLab:
     running.up()
     assert running.drill.wait_whole(time.time())
     return running
-
-
-@pytest.fixture
-def oracle(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Oracle]:
-    """With room for the frames of all places while the machine does something else."""
-    with Oracle(tmp_path / "oracle", test=request.node.nodeid, ring_bytes=32 << 20) as one:
-        yield one
 
 
 @pytest.mark.parametrize("hop", HOPS)

@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from tests.leak.canary import Expect, Udp
+from tests.leak.fixture import ROOMY
 from tests.leak.oracle import Oracle
 from tests.system.chain_lab import ECHO, MANY_CHANGES, ChainLab
 from tests.system.crash_bench import Bench, bench_of
@@ -77,7 +78,7 @@ def test_every_step(bench: Bench, tmp_path: Path, kind: Kind, seed: int) -> None
     sweep = Sweep(bench, kind, tmp_path / "points")
     with (
         sweep.chain_file(),
-        Oracle(tmp_path / "oracle", test=kind.name, ring_bytes=32 << 20) as oracle,
+        Oracle(tmp_path / "oracle", test=kind.name, ring_bytes=ROOMY) as oracle,
     ):
         sweep.begin()
         ChainLab(bench.lab).watch(oracle)

@@ -11,7 +11,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
-from pathlib import Path
 
 import pytest
 
@@ -20,8 +19,11 @@ from chainctl.lab.faults import Kind, fault
 from chainctl.lab.traffic import Flood, new_marker, wiretaps
 from tests import waiting
 from tests.leak.canary import Expect, Tcp, Udp
+from tests.leak.fixture import roomy_oracle as oracle
 from tests.leak.oracle import Oracle
 from tests.system.chain_lab import ECHO, HOPS, ChainLab, chain_lab
+
+__all__ = ["oracle"]
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(240)]
 
@@ -42,12 +44,6 @@ def chain(running: ChainLab) -> ChainLab:
     """Whole when a test begins."""
     assert running.drill.wait_whole(time.time())
     return running
-
-
-@pytest.fixture
-def oracle(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Oracle]:
-    with Oracle(tmp_path / "oracle", test=request.node.nodeid, ring_bytes=32 << 20) as one:
-        yield one
 
 
 def test_another_server_takes_over_and_nothing_leaks(chain: ChainLab, oracle: Oracle) -> None:
