@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.docker.busybox import import_busybox
 from tests.docker.daemon import TestDaemon
 from tests.leak.chain_rig import TARGET_ADDRESS, ChainRig, Passing, lab_alone
@@ -39,6 +41,12 @@ def lab_with_docker(*more: str) -> Iterator[tuple[ChainRig, TestDaemon]]:
             daemon.destroy()
             os.environ.pop("CHAINCTL_DOCKER_SOCKET", None)
     assert daemon.rests() == []
+
+
+@pytest.fixture
+def daemon(running: tuple[ChainRig, TestDaemon]) -> TestDaemon:
+    """Of what the module's fixture `running` made by `lab_with_docker`."""
+    return running[1]
 
 
 def run(

@@ -20,6 +20,7 @@ from tests.docker.behind import (
     GATEWAY,
     SLOW,
     add_client,
+    daemon,
     lab_with_docker,
     reaches,
     remove_all,
@@ -42,7 +43,7 @@ from tests.leak.namespace import inside as in_namespace
 from tests.leak.oracle import Oracle
 from tests.waiting import wait_until
 
-__all__ = ["oracle"]
+__all__ = ["daemon", "oracle"]
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(240)]
 
@@ -72,11 +73,6 @@ def chain(running: tuple[ChainRig, TestDaemon]) -> Iterator[ChainRig]:
     remove_all(daemon)
     if rig.status().get("why_closed"):
         rig.chainctl("open", ok=False)
-
-
-@pytest.fixture
-def daemon(running: tuple[ChainRig, TestDaemon]) -> TestDaemon:
-    return running[1]
 
 
 @contextmanager

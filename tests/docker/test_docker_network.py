@@ -19,6 +19,7 @@ from chainctl.spec.chain_file import load_chain_file
 from tests.docker.behind import (
     GATEWAY,
     SLOW,
+    daemon,
     inside,
     lab_with_docker,
     reaches,
@@ -34,7 +35,7 @@ from tests.leak.oracle import Oracle
 from tests.system.test_json import Seen, check
 from tests.waiting import wait_until
 
-__all__ = ["oracle"]
+__all__ = ["daemon", "oracle"]
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(240)]
 
@@ -53,11 +54,6 @@ def chain(running: tuple[ChainRig, TestDaemon]) -> Iterator[ChainRig]:
     rig.up()
     yield rig
     remove_all(daemon)
-
-
-@pytest.fixture
-def daemon(running: tuple[ChainRig, TestDaemon]) -> TestDaemon:
-    return running[1]
 
 
 def test_a_container_is_behind_the_chain(chain: ChainRig, daemon: TestDaemon) -> None:
