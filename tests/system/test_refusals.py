@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import secrets
 import subprocess
@@ -58,8 +59,9 @@ def full(folder: Path) -> Iterator[None]:
         try:
             while True:
                 file.write(bytes(4096))
-        except OSError:
-            pass
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
     try:
         yield
     finally:
