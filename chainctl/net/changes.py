@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from chainctl.host.netns import Namespaces
-from chainctl.model.parts import HOST, NsName
+from chainctl.model.parts import HOST, PANEL, NsName
 from chainctl.net.netlink import (
     ACK,
     NETFILTER,
@@ -40,7 +40,8 @@ _LINK, _TC, _IPV4_ADDRESS, _IPV4_ROUTE, _IPV4_RULE, _IPV4_NETCONF = 1, 4, 5, 7, 
 _NFTABLES = 7
 
 _LINKS, _ADDRESSES, _ROUTES, _RULES = {16, 17}, {20, 21}, {24, 25}, {32, 33}
-_FILTERS = range(36, 48)
+_FILTERS = {*range(36, 48), *range(100, 103)}
+"""Queueing disciplines, their classes, filters, actions; and the chains of filters."""
 _SETTINGS = {80, 81}
 _IFNAME, _OIF, _IIFNAME, _NETCONF_INDEX, _TABLE_NAME = 3, 4, 3, 1, 1
 _NEW_NSID, _NSID, _NSID_FD = 88, 1, 3
@@ -78,6 +79,8 @@ class Changes:
         """Namespaces and indexes of links: of a new one the kernel tells its settings first, and
         its name after that.
         """
+        self._waited_for: set[tuple[NsName, int]] = set()
+        """Those of them that were not taken the last time."""
         self._everything = False
         self._quiet: set[int] = set()
         opened = namespaces.call(HOST, lambda: (_open(), _open(NETFILTER)))
@@ -137,9 +140,13 @@ class Changes:
         """What changed since the last call; None: there is no telling, so anything."""
         with self._lock:
             self.drain()
-            named = {Touched(ns, self._names.get((ns, at), "")) for ns, at in self._nameless}
+            # In the panel what has no name may be of any chain, so a name is waited for once.
+            unknown = {link for link in self._nameless if link not in self._names}
+            waits = {link for link in unknown if link[0] == PANEL} - self._waited_for
+            ready = self._nameless - waits
+            named = {Touched(ns, self._names.get((ns, at), "")) for ns, at in ready}
             touched = frozenset(self._touched | named)
-            self._touched, self._nameless = set(), set()
+            self._touched, self._nameless, self._waited_for = set(), set(waits), waits
             everything, self._everything = self._everything, False
             return None if everything else touched
 

@@ -13,7 +13,7 @@ import pytest
 from chainctl.errors import MendHost
 from chainctl.host import clock, nft
 from chainctl.host.netns import Namespaces
-from chainctl.model.parts import HOST, NftTable, NsName
+from chainctl.model.parts import HOST, PANEL, NftTable, NsName
 from chainctl.net.changes import Changes, Touched
 from chainctl.net.gate import NftGate
 from chainctl.net.guard import GATE_SET, TABLE
@@ -134,6 +134,32 @@ def test_what_was_not_heard_may_be_anything(world: World) -> None:
 def test_a_new_link_is_heard_of_by_its_name_alone(world: World) -> None:
     world.run(PLACE, "ip link add first type veth peer name second")
     assert world.changes.take() == frozenset({Touched(PLACE, "first"), Touched(PLACE, "second")})
+
+
+def test_a_filter_is_heard_of_by_its_link_alone(world: World) -> None:
+    world.run(PLACE, "ip link add first type veth peer name second")
+    world.changes.take()
+    world.run(PLACE, "tc qdisc add dev first clsact")
+    world.run(PLACE, "tc chain add dev first ingress chain 1")
+    assert world.changes.take() == frozenset({Touched(PLACE, "first")})
+
+
+def test_a_port_that_has_no_name_yet_is_taken_for_no_other(world: World) -> None:
+    world.namespaces.create(PANEL)
+    world.namespaces.call(PANEL, lambda: world.changes.follow(PANEL))
+    world.run(PANEL, "ip link add first type veth peer name second")
+    world.changes.take()
+    # As when only its settings had been told by now.
+    (link,) = (link for link, name in world.changes._names.items() if name == "first")
+    del world.changes._names[link]
+    world.run(PANEL, "sysctl -qw net.ipv4.conf.first.forwarding=1")
+    assert world.changes.take() == frozenset()
+    assert world.changes.take() == frozenset({Touched(PANEL, "")})
+    assert world.changes.take() == frozenset()
+    world.run(PANEL, "sysctl -qw net.ipv4.conf.first.forwarding=0")
+    assert world.changes.take() == frozenset()
+    world.run(PANEL, "ip link set first up")
+    assert world.changes.take() == frozenset({Touched(PANEL, "first")})
 
 
 def prolong(gate: NftGate, milliseconds: int) -> None:
