@@ -73,6 +73,8 @@ class Changes:
         """By the inode of the namespace."""
         self._names: dict[tuple[NsName, int], str] = {}
         self._counts: dict[tuple[NsName, bool], int] = {}
+        self._links: dict[NsName, set[int] | None] = {}
+        """Indexes of the links that changed since somebody asked for them; None: any."""
         self._missed = 0
         self._touched: set[Touched] = set()
         self._nameless: set[tuple[NsName, int]] = set()
@@ -104,6 +106,7 @@ class Changes:
         with self._lock:
             self._by_nsid[number] = ns
             self._followed[ns] = inode
+            self._links.pop(ns, None)
             self._count(ns)
 
     def lost(self) -> frozenset[NsName]:
@@ -136,6 +139,15 @@ class Changes:
             self.drain()
             return self._missed + self._counts.get((ns, tables), 0)
 
+    def take_links(self, ns: NsName) -> frozenset[int] | None:
+        """Indexes of the links that are not as they were at the last call; None: any of them, or
+        what holds for all of them. Of addresses, routes and rules it says nothing.
+        """
+        with self._lock:
+            self.drain()
+            links, self._links[ns] = self._links.get(ns), set()
+            return None if links is None else frozenset(links)
+
     def take(self) -> frozenset[Touched] | None:
         """What changed since the last call; None: there is no telling, so anything."""
         with self._lock:
@@ -167,6 +179,7 @@ class Changes:
                     raise
                 self._missed += 1
                 self._everything = True
+                self._links.clear()
                 continue
             ns = self._namespace(about)
             if ns is not None:
@@ -180,6 +193,7 @@ class Changes:
 
     def _routed(self, ns: NsName, message: Message) -> None:
         self._count(ns)
+        self._note_link(ns, message)
         what = self._link_of(ns, message)
         if isinstance(what, str):
             self._touched.add(Touched(ns, what))
@@ -196,6 +210,20 @@ class Changes:
         # In every message about tables the first attribute is the table's name.
         name = parse_attributes(message.body, 4).get(_TABLE_NAME, b"")
         self._touched.add(Touched(ns, name.rstrip(b"\0").decode(errors="replace")))
+
+    def _note_link(self, ns: NsName, message: Message) -> None:
+        kind, noted = message.kind, self._links.get(ns)
+        if noted is None or kind in _ADDRESSES | _ROUTES | _RULES | _FILTERS:
+            return
+        index = 0
+        if kind in _LINKS:
+            index = _NUMBER.unpack_from(message.body, 4)[0]
+        elif kind in _SETTINGS:
+            index = _index(parse_attributes(message.body, 4).get(_NETCONF_INDEX))
+        if index > 0:
+            noted.add(index)
+        else:
+            self._links[ns] = None
 
     def _link_of(self, ns: NsName, message: Message) -> str | int:
         """Its name, or its index when that has no name yet."""

@@ -181,29 +181,34 @@ class PanelFilter:
                 rows[rows_of.fragment_key(wire)] = rows_of.pack_wire(wire)
         self._make_room("wire_map", rows)
         self._maps["wire_map"].put_all(rows)
-        self._drop_idle_fragment_rows()
+        self._drop_idle_fragment_rows({rows_of.to_number(key[:4]) for key in rows})
 
     def wires(self, of: Iterable[int] | None = None) -> list[WireRow]:
         """All, or those that begin at the ports `of`."""
-        there = self._maps["wire_map"]
-        if of is None:
-            rows = there.rows()
-        else:
-            rows = there.rows_of(0, {identity.U32.pack(index) for index in of})
+        rows = self._maps["wire_map"].rows() if of is None else self._wire_rows(of)
         found = (rows_of.parse_wire(key, value) for key, value in rows.items())
         return [wire for wire in found if wire is not None]
 
     def remove_wires(self, wires: Iterable[WireRow]) -> None:
-        for wire in wires:
+        gone = list(wires)
+        for wire in gone:
             self._maps["wire_map"].drop(rows_of.wire_key(wire))
-        self._drop_idle_fragment_rows()
+        self._drop_idle_fragment_rows({wire.ifindex for wire in gone})
 
-    def _drop_idle_fragment_rows(self) -> None:
+    def remove_wires_of(self, ifindex: int) -> None:
+        """Nothing may pass that port, nor the rest of what once did."""
+        self._drop_keys("wire_map", self._wire_rows([ifindex]))
+
+    def _wire_rows(self, of: Iterable[int]) -> dict[bytes, bytes]:
+        return self._maps["wire_map"].rows_of(0, {identity.U32.pack(index) for index in of})
+
+    def _drop_idle_fragment_rows(self, of: Iterable[int]) -> None:
         """Later fragments may only pass while some first one may."""
-        needed = {rows_of.fragment_key(wire) for wire in self.wires() if wire.fragments}
-        for key in self._maps["wire_map"].rows():
-            if rows_of.is_fragment_key(key) and key not in needed:
-                self._maps["wire_map"].drop(key)
+        rows = self._wire_rows(of)
+        wires = (rows_of.parse_wire(key, value) for key, value in rows.items())
+        needed = {rows_of.fragment_key(wire) for wire in wires if wire and wire.fragments}
+        idle = {key for key in rows if rows_of.is_fragment_key(key)} - needed
+        self._drop_keys("wire_map", idle)
 
     # --- policy
 
@@ -355,8 +360,10 @@ class PanelFilter:
 
     def _make_room(self, name: str, keys: Iterable[bytes]) -> None:
         """Raise C321 unless all `keys` fit besides what is there."""
-        there = self._maps[name]
-        needed = len(there.rows().keys() | set(keys))
+        there, new = self._maps[name], set(keys)
+        if there.count() + len(new) <= there.info.max_entries:
+            return
+        needed = len(there.rows().keys() | new)
         if needed > there.info.max_entries:
             raise MendHost(
                 "C321",

@@ -103,6 +103,11 @@ class Map:
         """Everything in a map that can be read in batches: one call, 12 ms for 60 000 rows."""
         return self.split(self.raw())
 
+    def count(self) -> int:
+        """Of the rows that are there."""
+        keys, _ = self.raw()
+        return len(keys) // self.info.key_size
+
     def rows_of(self, at: int, beginnings: Collection[bytes]) -> dict[bytes, bytes]:
         """Those whose keys have one of these, all of a length, from their byte `at` on."""
         if not beginnings:

@@ -13,7 +13,7 @@ import math
 import socket
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias, TypeVar, assert_never
 
@@ -48,6 +48,10 @@ LinkPart: TypeAlias = (
 )
 T = TypeVar("T")
 
+_OF_ALL_CHAINS = (HOST, PANEL)
+"""Where there are links of every chain, so that only those that changed are read again."""
+_FEW = 64
+"""Links that are read one by one; more are read faster with all others."""
 _ABSENT = {
     errno.ENODEV,  # the link
     errno.EADDRNOTAVAIL,  # the address
@@ -63,6 +67,7 @@ class _Seen:
     count: int
     """Of changes in the namespace before it was looked at."""
     at: float
+    """Boot time from which on everything was read that has not changed since."""
     sight: Sight
 
 
@@ -289,42 +294,62 @@ class Links:
 
     def sight(self, ns: NsName, *, oldest: float = math.inf) -> Sight:
         """The namespace as it is, not read again as long as nothing was heard of it."""
-        inode, now = self._namespaces.inode(ns), clock.boot_seconds()
+        known = self._still_so(ns, oldest)
+        return known or self._namespaces.call(ns, lambda: self._look(ns, oldest))
+
+    def _still_so(self, ns: NsName, oldest: float) -> Sight | None:
         known = self._seen.get(ns)
-        if (
-            known is not None
-            and (known.inode, known.count) == (inode, self._changes.count(ns))
-            and now - known.at <= oldest
+        if known is None or (known.inode, known.count) != (
+            self._namespaces.inode(ns),
+            self._changes.count(ns),
         ):
-            return known.sight
-        return self._namespaces.call(ns, lambda: self._look(ns, inode, now))
+            return None
+        return known.sight if clock.boot_seconds() - known.at <= oldest else None
 
     def forget(self, ns: NsName) -> None:
         """It is to be removed."""
         self._seen.pop(ns, None)
         self._changes.forget(ns)
 
-    def _look(self, ns: NsName, inode: int | None, now: float) -> Sight:
+    def _look(self, ns: NsName, oldest: float) -> Sight:
+        known = self._still_so(ns, oldest)
+        if known is not None:
+            return known  # Somebody has looked while this thread had other things to do.
+        inode, now = self._namespaces.inode(ns), clock.boot_seconds()
         self._changes.follow(ns)
         # Before anything is read: what changes meanwhile makes the next one read again.
-        count = self._changes.count(ns)
+        count, changed = self._changes.count(ns), self._changes.take_links(ns)
+        # Taken away: if this look fails, nobody knows any more what changed since that one.
+        before = self._seen.pop(ns, None)
+        if before is not None and (before.inode != inode or now - before.at > oldest):
+            before = None
         with open_netlink() as link:
-            links = rtnl_read.read_links(link)
-            sight = Sight(
-                ns,
-                links=links,
+            if before is None or changed is None or len(changed) > _FEW or ns not in _OF_ALL_CHAINS:
+                at, sight = now, self._read_links(ns, link)
+            else:
+                at, sight = before.at, _with_links_read_again(before.sight, link, changed)
+            sight = replace(
+                sight,
                 addresses=rtnl_read.read_addresses(link),
                 routes=rtnl_read.read_routes(link),
                 rules=rtnl_read.read_rules(link),
                 panel=self._nsid(link, PANEL),
                 host=None if ns == HOST else self._nsid(link, HOST),
-                forwarding=None if ns == HOST else self._is_forwarding(ns),
-                without_ipv6=_without_ipv6(links) if ns == HOST else frozenset(),
             )
-        if ns in (HOST, PANEL):
-            self._changes.know(ns, {each.index: each.name for each in links})
-        self._seen[ns] = _Seen(inode, count, now, sight)
+        self._seen[ns] = _Seen(inode, count, at, sight)
         return sight
+
+    def _read_links(self, ns: NsName, link: socket.socket) -> Sight:
+        """With what it takes to read each setting."""
+        links = rtnl_read.read_links(link)
+        if ns in _OF_ALL_CHAINS:
+            self._changes.know(ns, {each.index: each.name for each in links})
+        return Sight(
+            ns,
+            links,
+            forwarding=None if ns == HOST else self._is_forwarding(ns),
+            without_ipv6=_without_ipv6(links) if ns == HOST else frozenset(),
+        )
 
     def _nsid(self, link: socket.socket, ns: NsName) -> int | None:
         if ns != HOST and self._namespaces.inode(ns) is None:
@@ -365,6 +390,19 @@ class Links:
 
     def _host_setting(self, name: str, value: str) -> None:
         self._namespaces.call(HOST, lambda: sysctl.write(name, value))
+
+
+def _with_links_read_again(before: Sight, link: socket.socket, changed: Iterable[int]) -> Sight:
+    links = {each.index: each for each in before.links}
+    old = {links.pop(index).name for index in changed if index in links}
+    new = [seen for index in changed if (seen := rtnl_read.read_link(link, index)) is not None]
+    links.update({each.index: each for each in new})
+    without = _without_ipv6(new) if before.ns == HOST else frozenset()
+    return replace(
+        before,
+        links=tuple(links.values()),
+        without_ipv6=before.without_ipv6 - old | without,
+    )
 
 
 def _remove_route(route: IPRoute, part: Route) -> None:

@@ -6,6 +6,7 @@ include/uapi/linux/{if_link,if_tun,if_addr,rtnetlink,fib_rules,net_namespace}.h.
 
 from __future__ import annotations
 
+import errno
 import socket
 import struct
 import sys
@@ -77,6 +78,18 @@ _NO_NSID = -1
 def read_links(link: socket.socket) -> list[LinkSeen]:
     mask = pack_attribute(_EXT_MASK, _U32.pack(_SKIP_STATISTICS))
     return [_link(body) for body in dump(link, _GETLINK, bytes(_IFINFO.size) + mask)]
+
+
+def read_link(link: socket.socket, index: int) -> LinkSeen | None:
+    """None when there is none of this index."""
+    mask = pack_attribute(_EXT_MASK, _U32.pack(_SKIP_STATISTICS))
+    try:
+        (body,) = ask(link, _GETLINK, 0, _IFINFO.pack(0, 0, index, 0, 0) + mask)
+    except OSError as error:
+        if error.errno == errno.ENODEV:
+            return None
+        raise
+    return _link(body)
 
 
 def read_addresses(link: socket.socket) -> list[AddressSeen]:

@@ -799,7 +799,7 @@ class Machine:
             table.close_gate(index)
             table.remove_port(index)
             self._in_panel(lambda: table.remove_far(index))
-            table.remove_wires([wire for wire in table.wires() if wire.ifindex == index])
+            table.remove_wires_of(index)
 
     def _wire(self, part: WireTuple) -> WireRow:
         return WireRow(

@@ -97,6 +97,18 @@ def test_what_is_written_is_read_back(panel: PanelFilter) -> None:
     assert panel.policy(4) == compile_policy(_policy(4))
 
 
+def test_nothing_of_a_port_stays(panel: PanelFilter) -> None:
+    (wire,) = _wires(1, fragments=True)
+    other = wire._replace(ifindex=8)
+    panel.put_wires([wire, other])
+    before = len(panel.split_rows("wire_map", panel.raw_rows("wire_map")))
+    panel.remove_wires_of(7)
+    assert panel.wires() == [other]
+    after = panel.split_rows("wire_map", panel.raw_rows("wire_map"))
+    # Each has a row for later fragments besides its own.
+    assert (before, len(after)) == (4, 2)
+
+
 def test_the_far_end_has_to_exist(panel: PanelFilter) -> None:
     with pytest.raises(MendHost):
         panel.put_far(LINK, 99_999)

@@ -50,6 +50,7 @@ from chainctl.model.parts import (
 from chainctl.net import rtnl, rtnl_read
 from chainctl.net.changes import Changes
 from chainctl.net.links import LinkPart, Links
+from chainctl.net.links_seen import Sight
 from chainctl.net.netlink import open_netlink
 
 pytestmark = pytest.mark.root
@@ -469,6 +470,61 @@ def test_a_port_without_its_leg_is_seen(world: World) -> None:
     assert stray == ForeignLink(PANEL, IN0.port, "veth")
     world.remove(stray)
     assert _names(world, elsewhere) == {"lo"}
+
+
+@pytest.mark.parametrize("ns", [HOST, PANEL])
+@pytest.mark.parametrize(
+    ("command", "alone"),
+    [
+        ("ip link add new type veth peer name newer", True),
+        ("ip link set one up; ip link set two up", True),
+        ("ip link set one name three", True),
+        ("ip link set one mtu 1280", True),
+        ("ip link set two arp off", True),
+        ("ip link del one", True),
+        ("ip link del one; ip link add one index 4000 type veth peer name two", True),
+        ("ip link set one up; ip address add 10.0.0.1/24 dev one; ip link set one down", True),
+        ("ip route add unreachable 10.1.0.0/16; ip rule add priority 7 table 9", True),
+        ("ip link set one up; tc qdisc add dev one clsact", True),
+        ("sysctl -qw net.ipv4.ip_forward=1", False),
+        ("sysctl -qw net.ipv4.conf.all.rp_filter=1", False),
+        ("for i in $(seq 40); do ip link add v$i type veth peer name w$i; done", False),
+    ],
+)
+def test_links_that_changed_are_read_again_alone(
+    world: World, ns: NsName, command: str, alone: bool
+) -> None:
+    world.make(Namespace(PANEL))
+    world.foreign(ns, "veth", ifname="one", peer={"ifname": "two"})
+    world.links.sight(ns)
+    before = world.links._seen[ns].at
+
+    def change() -> None:
+        subprocess.run(["sh", "-ec", command], check=True, timeout=20)
+
+    world.namespaces.call(ns, change)
+    seen = world.links.sight(ns)
+    assert (world.links._seen[ns].at == before) == alone
+    assert _sorted(seen) == _sorted(world.links.sight(ns, oldest=-1.0))
+
+
+def _sorted(sight: Sight) -> Sight:
+    return replace(sight, links=sorted(sight.links, key=lambda link: link.index))
+
+
+def test_of_what_was_not_heard_everything_is_read_again(world: World) -> None:
+    world.make(Namespace(PANEL))
+    world.links.sight(PANEL)
+    before = world.links._seen[PANEL].at
+    world.links._changes.routing.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    flood = "for i in $(seq 30); do ip link add v$i type veth peer name w$i; ip link del v$i; done"
+
+    def change() -> None:
+        subprocess.run(["sh", "-ec", flood + "; ip link add one type veth"], check=True, timeout=20)
+
+    world.namespaces.call(PANEL, change)
+    assert "one" in world.links.sight(PANEL).indexes
+    assert world.links._seen[PANEL].at > before
 
 
 ATTACH = """
