@@ -5,8 +5,8 @@ Nothing here touches the machine, so that hosts nobody has at hand can be writte
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import Enum
 from ipaddress import (
     IPv4Address,
@@ -169,15 +169,6 @@ class NetworkFacts:
 
     def link(self, name: str) -> LinkFacts | None:
         return next((link for link in self.links if link.name == name), None)
-
-    def without(self, links: Collection[str]) -> NetworkFacts:
-        """As if these were not there."""
-        return replace(
-            self,
-            links=tuple(link for link in self.links if link.name not in links),
-            addresses=tuple(held for held in self.addresses if held.link not in links),
-            routes=tuple(route for route in self.routes if route.link not in links),
-        )
 
     @property
     def default_route(self) -> RouteFacts | None:

@@ -50,8 +50,9 @@ class Census:
         if now == before:
             return set()
         self._rows[name] = now
-        old, new = (set(self.table.split_rows(name, rows).items()) for rows in (before, now))
-        return {key for key, _ in old ^ new}
+        old, new = (self.table.split_rows(name, rows) for rows in (before, now))
+        changed = {key for key, value in new.items() if old.get(key) != value}
+        return changed | (old.keys() - new.keys())
 
     def _ends(self) -> set[int]:
         """Ports whose wire leads elsewhere than before."""

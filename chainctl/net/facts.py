@@ -10,14 +10,12 @@ from __future__ import annotations
 import functools
 import os
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from ipaddress import IPv4Address, ip_address, ip_interface, ip_network
+from ipaddress import IPv4Address
 from pathlib import Path
-from typing import Any
 
-from pyroute2 import IPRoute
 from pyroute2.iwutil import IW
 from pyroute2.netlink.exceptions import NetlinkError
 from pyroute2.netlink.nl80211 import NL80211
@@ -25,20 +23,19 @@ from pyroute2.netlink.nl80211 import NL80211
 from chainctl.errors import MendHost
 from chainctl.host import nft
 from chainctl.model.facts import (
-    AddressFacts,
     CgroupMode,
     Facts,
     FirewallFacts,
     HostFacts,
     Known,
     LanFacts,
-    LinkFacts,
     NetworkFacts,
     Reading,
-    RouteFacts,
 )
 from chainctl.net.features import read_features
 from chainctl.net.neighbours import find_holders, listen_for_routers
+from chainctl.net.netlink import open_netlink
+from chainctl.net.network_read import read_links
 
 _OWN_TABLES = "chainctl"
 
@@ -54,11 +51,6 @@ _CAPABILITIES = {
 }
 """Those a chain cannot be made without, with their bits (linux/capability.h)."""
 
-_ETHERNET = 1  # ARPHRD_ETHER
-_IFF_UP = 0x1
-_IFF_NOARP = 0x80
-_UNICAST = 1
-_PROTO_RA = 9
 _STATION = 2  # NL80211_IFTYPE_STATION
 
 
@@ -92,15 +84,13 @@ def _read_host() -> HostFacts:
     )
 
 
-def read_network() -> NetworkFacts:
-    """Links, addresses, routes and the firewall around them: a few milliseconds."""
-    with IPRoute() as netlink:
-        messages = list(netlink.get_links())
-        names = {message["index"]: _name(message) for message in messages}
-        wireless = _wireless_readings(names)
-        links = tuple(_link(message, names, wireless[message["index"]]) for message in messages)
-        addresses = tuple(_addresses(netlink.get_addr(), names))
-        routes = tuple(_routes(netlink.get_routes(), names))
+def read_network(left_out: Callable[[str], bool] = lambda _: False) -> NetworkFacts:
+    """Links, addresses, routes and the firewall around them: a few milliseconds.
+
+    `left_out`: names of links that are as if they were not there.
+    """
+    with open_netlink() as netlink:
+        links, addresses, routes = read_links(netlink, _wireless_readings, left_out)
     return NetworkFacts(
         links=links,
         addresses=addresses,
@@ -183,69 +173,7 @@ def _is_first_namespace() -> bool:
         return False
 
 
-# Links, addresses, routes -----------------------------------------------------------------
-
-
-def _name(message: Any) -> str:
-    return str(message.get_attr("IFLA_IFNAME"))
-
-
-def _link(message: Any, names: Mapping[int, str], wireless: Reading) -> LinkFacts:
-    name = _name(message)
-    return LinkFacts(
-        name=name,
-        kind=message.get_nested("IFLA_LINKINFO", "IFLA_INFO_KIND") or "",
-        ethernet=message["ifi_type"] == _ETHERNET and not message["flags"] & _IFF_NOARP,
-        up=bool(message["flags"] & _IFF_UP),
-        carrier=bool(message.get_attr("IFLA_CARRIER")),
-        mtu=message.get_attr("IFLA_MTU") or 0,
-        mac=message.get_attr("IFLA_ADDRESS") or "",
-        master=names.get(message.get_attr("IFLA_MASTER") or 0),
-        forwarding=_setting(name, "forwarding") == 1,
-        rp_filter=max(_setting("all", "rp_filter"), _setting(name, "rp_filter")),
-        wireless=wireless,
-    )
-
-
-def _setting(link: str, key: str) -> int:
-    """An IPv4 setting of a link; /proc/sys/net answers for the reading thread's namespace."""
-    try:
-        return int(Path(f"/proc/sys/net/ipv4/conf/{link}/{key}").read_text())
-    except OSError:
-        return 0
-
-
-def _addresses(messages: Iterable[Any], names: Mapping[int, str]) -> Iterable[AddressFacts]:
-    for message in messages:
-        # On a point-to-point link IFA_ADDRESS is the other side.
-        address = message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")
-        link = names.get(message["index"])
-        if address and link:
-            yield AddressFacts(link, ip_interface(f"{address}/{message['prefixlen']}"))
-
-
-def _routes(messages: Iterable[Any], names: Mapping[int, str]) -> Iterable[RouteFacts]:
-    for message in messages:
-        table = message.get_attr("RTA_TABLE") or message["table"]
-        if table == 255 or message["family"] not in (2, 10):  # `local`: the addresses again
-            continue
-        anywhere = "0.0.0.0" if message["family"] == 2 else "::"
-        to = message.get_attr("RTA_DST") or anywhere
-        gateway = message.get_attr("RTA_GATEWAY")
-        yield RouteFacts(
-            to=ip_network(f"{to}/{message['dst_len']}"),
-            link=names.get(_outgoing(message)) if message["type"] == _UNICAST else None,
-            gateway=ip_address(gateway) if gateway else None,
-            table=table,
-            metric=message.get_attr("RTA_PRIORITY") or 0,
-            from_advertisement=message["proto"] == _PROTO_RA,
-        )
-
-
-def _outgoing(message: Any) -> int:
-    """The index of the link of a route; of several next hops the first."""
-    hops = message.get_attr("RTA_MULTIPATH") or [{"oif": 0}]
-    return int(message.get_attr("RTA_OIF") or hops[0]["oif"])
+# Wireless links ---------------------------------------------------------------------------
 
 
 def _wireless_readings(names: Mapping[int, str]) -> dict[int, Reading]:

@@ -13,6 +13,7 @@ import re
 import select
 import signal
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +31,13 @@ class Hierarchies:
     """Mount points of the groups: one of version 2, or one for each controller of version 1."""
 
     roots: tuple[Path, ...]
+    devices: tuple[int | None, ...]
+    """What was mounted on each when they were read."""
+
+    @property
+    def still_there(self) -> bool:
+        """Where 200 chains are up there are 2000 mounts, and reading them takes 20 ms."""
+        return self.devices == _devices(self.roots)
 
 
 def parse_mounts(mountinfo: str) -> dict[Path, set[str] | None]:
@@ -53,16 +61,26 @@ def read_hierarchies() -> Hierarchies:
     mounts = parse_mounts(Path("/proc/self/mountinfo").read_text())
     first = {place: names for place, names in mounts.items() if names is not None}
     if set().union(*first.values()) >= _NEEDED:
-        return Hierarchies(tuple(mounts))
+        return Hierarchies(tuple(mounts), _devices(mounts))
     for place, names in mounts.items():
         if names is None and set((place / "cgroup.controllers").read_text().split()) >= _NEEDED:
-            return Hierarchies((place,))
+            return Hierarchies((place,), _devices((place,)))
     raise MendHost(
         "C541",
         "clients need the cgroup controllers memory and pids, and there is no writable mount "
         "of cgroups that has both",
         hint="mount cgroup2 at /sys/fs/cgroup; in a container, give it a writable cgroup mount",
     )
+
+
+def _devices(places: Iterable[Path]) -> tuple[int | None, ...]:
+    found: list[int | None] = []
+    for place in places:
+        try:
+            found.append(place.stat().st_dev)
+        except OSError:
+            found.append(None)
+    return tuple(found)
 
 
 def kill(hierarchies: Hierarchies, group: str) -> None:
@@ -99,7 +117,8 @@ def weigh(hierarchies: Hierarchies, group: str) -> None:
 
 
 def _groups_in(place: Path) -> int:
-    return sum(entry.is_dir() for entry in place.iterdir())
+    with os.scandir(place) as entries:
+        return sum(entry.is_dir() for entry in entries)
 
 
 def _places(hierarchies: Hierarchies, group: str) -> list[Path]:

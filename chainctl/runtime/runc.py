@@ -57,6 +57,7 @@ class Clients:
         self._state = settings.run_dir / "runc"
         self._group = group_of(settings.run_dir)
         self._weighing = threading.Lock()
+        self._read: cgroups.Hierarchies | None = None
 
     def start(self, spec: ClientSpec) -> int:
         if not _NAME.fullmatch(spec.name):
@@ -93,7 +94,7 @@ class Clients:
         """With the last client the directories and groups for all of them go."""
         with contextlib.suppress(OSError, LookAgain), locked(self._folder, fcntl.LOCK_EX, 0):
             self._folder.rmdir()
-            cgroups.remove(cgroups.read_hierarchies(), self._group)
+            cgroups.remove(self._hierarchies(), self._group)
             self._state.rmdir()
 
     def observe(self, prefix: str = "") -> dict[str, Running | None]:
@@ -143,7 +144,7 @@ class Clients:
         )
 
     def _prepare(self, spec: ClientSpec, config: str) -> None:
-        cgroups.read_hierarchies()
+        self._hierarchies()
         fs = self._fs(spec.name)
         fs.mkdir(mode=0o700)
         mount_small(fs)
@@ -185,7 +186,13 @@ class Clients:
                 f"runc cannot start the client {spec.name}: {self._words_of_runc(spec.name)}",
                 hint="chainctl doctor",
             )
-        self._weigh(cgroups.read_hierarchies())
+        self._weigh(self._hierarchies())
+
+    def _hierarchies(self) -> cgroups.Hierarchies:
+        found = self._read
+        if found is None or not found.still_there:
+            found = self._read = cgroups.read_hierarchies()
+        return found
 
     def _weigh(self, hierarchies: cgroups.Hierarchies) -> None:
         # Clients start side by side: the last one has to count them all.
@@ -221,7 +228,7 @@ class Clients:
             return None
 
     def _clean(self, name: str) -> None:
-        hierarchies = cgroups.read_hierarchies()
+        hierarchies = self._hierarchies()
         deadline = time.monotonic() + PATIENCE
         while not self._is_gone(name, hierarchies):
             if time.monotonic() > deadline:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import threading
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
@@ -33,7 +32,6 @@ from chainctl.supervisor.rotation import Rotations
 
 _LEG = re.compile(r"chain\d+")
 """In the host's namespace, of any chain."""
-_READING = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -161,11 +159,9 @@ def _pinned_names(spec: ChainSpec, journal: Journal, *, running: bool) -> dict[s
 
 def _read_network() -> NetworkFacts:
     """Without the legs of chains: each chain keeps what was read, and of 200 legs each would keep
-    all. One at a time, because reading takes much more memory than what is kept.
+    all.
     """
-    with _READING:
-        network = read_network()
-    return network.without({link.name for link in network.links if _LEG.fullmatch(link.name)})
+    return read_network(lambda name: _LEG.fullmatch(name) is not None)
 
 
 def _nobody(_name: str) -> tuple[IPv4Address, ...]:

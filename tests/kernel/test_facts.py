@@ -264,6 +264,23 @@ def test_addresses_and_routes(here: Space, there: Space) -> None:
     }
 
 
+def test_links_may_be_left_out_with_all_that_belongs_to_them(here: Space) -> None:
+    here.ip("link add chain7 type veth peer name other")
+    for link in ("chain7", "other"):
+        here.ip(f"link set {link} up")
+    here.ip("addr add 198.19.0.30/32 dev chain7")
+    here.ip("addr add 10.1.0.1/24 dev other")
+    here.ip("route add 198.19.0.3/32 dev chain7")
+    here.ip("route add 10.7.0.0/16 nexthop dev other nexthop via 10.1.0.7")
+    here.ip("route add unreachable 10.6.0.0/16")
+    network = here.run(lambda: facts.read_network(lambda name: name == "chain7"))
+    assert "other" in {link.name for link in network.links}
+    assert "chain7" not in {link.name for link in network.links}
+    assert {address.link for address in network.addresses} == {"lo", "other"}
+    routes = {str(route.to): route.link for route in network.routes if route.to.version == 4}
+    assert routes == {"10.1.0.0/24": "other", "10.7.0.0/16": "other", "10.6.0.0/16": None}
+
+
 DOCKER = """
 table ip filter {
     chain DOCKER-USER { return; }
