@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
@@ -32,6 +33,7 @@ from chainctl.supervisor.rotation import Rotations
 
 _LEG = re.compile(r"chain\d+")
 """In the host's namespace, of any chain."""
+_READING = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -159,9 +161,11 @@ def _pinned_names(spec: ChainSpec, journal: Journal, *, running: bool) -> dict[s
 
 def _read_network() -> NetworkFacts:
     """Without the legs of chains: each chain keeps what was read, and of 200 legs each would keep
-    all.
+    all. One at a time: each reading takes some megabytes of memory, and where many chains are taken
+    over at once they would stay with the process.
     """
-    return read_network(lambda name: _LEG.fullmatch(name) is not None)
+    with _READING:
+        return read_network(lambda name: _LEG.fullmatch(name) is not None)
 
 
 def _nobody(_name: str) -> tuple[IPv4Address, ...]:
