@@ -5,14 +5,17 @@ from __future__ import annotations
 import re
 import subprocess
 from collections.abc import Iterator
+from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
 import pytest
 from hypothesis import given
+from hypothesis import strategies as st
 
 from chainctl.model.chain import Chain, Engine, Hop
 from chainctl.model.parts import HOST, PANEL, TCP, UDP, LanMode, NftTable
 from chainctl.net import guard
+from chainctl.net.guard import UNREACHABLE_FOR_CLIENTS
 from chainctl.net.layout import layout
 from tests.conftest import Golden
 from tests.unit.supervisor.chains import chains, make_chain
@@ -96,6 +99,48 @@ def test_the_gate_is_asked_before_anything_else(chain: Chain) -> None:
     ]
 
 
+_EXCEPT = re.compile(r"ip daddr (& 255\.0\.0\.0 )?!= (?:\{ (.*?) \}|(\S+))")
+
+
+@given(chain=chains(told=None), address=st.ip_addresses(v=4))
+def test_every_way_out_refuses_what_is_not_the_internet(chain: Chain, address: IPv4Address) -> None:
+    """The quick way and the exact one; the resolver has ways of its own."""
+    ends = {end for network in UNREACHABLE_FOR_CLIENTS for end in (network[0], network[-1])}
+    resolver = set() if chain.resolver is None else {chain.resolver}
+    tables = {table.ns: table.rules for table in _tables(chain) if table.table == guard.TABLE}
+    for ns in (chain.gateway, chain.namespace(chain.exit)):
+        bodies = dict(_CHAIN.findall(tables[ns]))
+        ways = [
+            line
+            for line in bodies["forward"].splitlines()
+            if "ip saddr" in line and "ct " not in line and "th dport" not in line
+        ]
+        exact = [line for line in ways if "0.0.0.0/8" in line]
+        assert bool(exact) or not _carries(chain, ns)
+        for way in ways:
+            if chain.resolver is not None and f"ip daddr {chain.resolver} " in way:
+                continue
+            assert not any(_goes(way, end) for end in ends | resolver)
+            private = any(address in network for network in UNREACHABLE_FOR_CLIENTS)
+            if way in exact:
+                assert _goes(way, address) == (not private and address not in resolver)
+
+
+def _carries(chain: Chain, ns: str) -> bool:
+    return ns == chain.gateway or any(one.address is not None for one in chain.exit.tunnels)
+
+
+def _goes(rule: str, address: IPv4Address) -> bool:
+    """By what the rule says of destinations."""
+    for by_first_byte, several, one in _EXCEPT.findall(rule):
+        length = 8 if by_first_byte else 32
+        for word in (several or one).split(", "):
+            network = IPv4Network(word if "/" in word else f"{word}/{length}")
+            if address in network:
+                return False
+    return True
+
+
 @given(chain=chains(told=None))
 def test_what_is_published_goes_between_networks_of_clients_only(chain: Chain) -> None:
     """Neither table says a word of what is published that concerns the way out."""
@@ -122,8 +167,9 @@ def test_a_hop_accepts_inside_only_the_tuples_of_the_next(chain: Chain) -> None:
             source = chain.source_port(inner, tunnel.slot)
             over = "tcp" if tunnel.protocol == TCP else "udp"
             assert rule == (
-                f"ip saddr {chain.out_leg(inner)} ip daddr {tunnel.endpoint} {over} sport {source}"
-                f" {over} dport {tunnel.endpoint_port} meta mark set {hop.active.table} accept"
+                f"ip hdrlength 5 ip saddr {chain.out_leg(inner)} ip daddr {tunnel.endpoint}"
+                f" {over} sport {source} {over} dport {tunnel.endpoint_port}"
+                f" meta mark set {hop.active.table} accept"
             )
 
 
@@ -137,8 +183,9 @@ def test_a_client_sends_only_its_own_tuple(chain: Chain) -> None:
         assert len(sent) == len(hop.tunnels)
         for rule, tunnel in zip(sent, hop.tunnels, strict=True):
             assert f"ip daddr {tunnel.endpoint} " in rule
-            owned = f" meta skuid {chain.uid(hop, tunnel.slot)} accept"
-            assert rule.endswith(owned) == (tunnel.engine is not Engine.KERNEL)
+            owned = f" meta skuid {chain.uid(hop, tunnel.slot)} "
+            assert (owned in rule) == (tunnel.engine is not Engine.KERNEL)
+            assert rule.endswith(" notrack accept" if hop is chain.exit else " accept")
 
 
 def _rules_of(chain: Chain, hop: Hop) -> str:
