@@ -60,20 +60,18 @@ static __always_inline const struct policy_rule *find_rule(__u32 scope, const st
 		.scope = scope,
 		.source = p->verdict.source_identity,
 		.destination = p->verdict.destination_identity,
-		.port_class = class_of(forward),
-		.protocol = forward->protocol,
 	};
-	const struct policy_rule *rule = bpf_map_lookup_elem(&policy_map, &key);
+	const struct policy_rule *any = bpf_map_lookup_elem(&policy_map, &key), *finer = NULL;
+	__u8 covered = any ? any->covers : 0;
 
-	if (!rule && key.port_class) {
-		key.port_class = 0;
-		rule = bpf_map_lookup_elem(&policy_map, &key);
-	}
-	if (!rule) {
-		key.protocol = 0;
-		rule = bpf_map_lookup_elem(&policy_map, &key);
-	}
-	return rule;
+	key.port_class = class_of(forward);
+	key.protocol = forward->protocol;
+	if (key.port_class && !(covered & COVERS_CLASSES))
+		finer = bpf_map_lookup_elem(&policy_map, &key);
+	key.port_class = 0;
+	if (!finer && !(covered & COVERS_PROTOCOLS))
+		finer = bpf_map_lookup_elem(&policy_map, &key);
+	return finer ? finer : any;
 }
 
 /* --- flows ----------------------------------------------------------------------------------- */

@@ -132,12 +132,15 @@ struct cidr_key {
 _Static_assert(sizeof(struct cidr_key) == 12, "cidr_key");
 
 /*
- * policy_map[policy_key]: may `source` send to `destination`? Asked for {class, protocol}, then
- * {0, protocol}, then {0, 0}; the first row found decides. `port_class` gives the class of a
- * destination port (TCP and UDP only), 0 for none.
+ * policy_map[policy_key]: may `source` send to `destination`? The row for {class, protocol}
+ * decides, without one that for {0, protocol}, without that the one for {0, 0}. `port_class`
+ * gives the class of a destination port (TCP and UDP only), 0 for none.
+ *
+ * The row for {0, 0} is asked first, because its `covers` says which others need not be asked:
+ * those that the pair does not have. Zero covers nothing and is right for every row, only slower.
  *
  *   {scope 3, client, world, class DNS, UDP} -> {rule 4, deny 1}
- *   {scope 3, client, world, 0, 0}           -> {rule 1}
+ *   {scope 3, client, world, 0, 0}           -> {rule 1, covers PROTOCOLS}
  */
 struct policy_key {
 	__u32 scope;
@@ -149,11 +152,14 @@ struct policy_key {
 };
 _Static_assert(sizeof(struct policy_key) == 16, "policy_key");
 
+#define COVERS_CLASSES   1 /* no row of the pair names a class */
+#define COVERS_PROTOCOLS 2 /* no row of the pair names a protocol without a class */
 struct policy_rule {
 	__u32 rule;
 	__u8 deny;
 	__u8 audit; /* a denial is reported but not enforced */
-	__u16 zero;
+	__u8 covers;
+	__u8 zero;
 };
 _Static_assert(sizeof(struct policy_rule) == 8, "policy_rule");
 

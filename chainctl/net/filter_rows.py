@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from ipaddress import IPv4Address, IPv4Network
 from typing import NamedTuple
 
@@ -96,10 +96,34 @@ def scope_of(name: str, key: bytes) -> int:
 
 
 def rule_rows(scope: int, rows: PolicyRows) -> dict[bytes, bytes]:
+    """To be written in this order: a row that no longer covers finer ones comes after them."""
+    covers = _covers(rows.rules)
     return {
-        identity.POLICY_KEY.pack(scope, *key, 0): identity.POLICY_RULE.pack(*rule, 0)
-        for key, rule in rows.rules.items()
+        identity.POLICY_KEY.pack(scope, *key, 0): identity.POLICY_RULE.pack(
+            *rows.rules[key], covers[key], 0
+        )
+        for key in sorted(rows.rules, key=_is_for_all)
     }
+
+
+def _is_for_all(key: PolicyKey) -> bool:
+    return not key.port_class and not key.protocol
+
+
+def _covers(keys: Iterable[PolicyKey]) -> dict[PolicyKey, int]:
+    """Which finer rows its pair does not have, by each row."""
+    keys = list(keys)
+    with_class = {(key.source, key.destination) for key in keys if key.port_class}
+    with_protocol = {
+        (key.source, key.destination) for key in keys if key.protocol and not key.port_class
+    }
+    found = dict.fromkeys(keys, 0)
+    for key in keys:
+        if _is_for_all(key):
+            pair = key.source, key.destination
+            found[key] |= 0 if pair in with_class else identity.COVERS_CLASSES
+            found[key] |= 0 if pair in with_protocol else identity.COVERS_PROTOCOLS
+    return found
 
 
 def endpoint_rows(scope: int, rows: PolicyRows) -> dict[bytes, bytes]:
@@ -123,18 +147,24 @@ def parse_rows(scope: int, maps: Mapping[str, Mapping[bytes, bytes]]) -> PolicyR
         name: {key: value for key, value in rows.items() if scope_of(name, key) == scope}
         for name, rows in maps.items()
     }
+    covers = _covers(_policy_key(key) for key in mine["policy_map"])
     rules = {}
-    for key, value in mine["policy_map"].items():
-        number, deny, audit, _ = identity.POLICY_RULE.unpack(value)
-        rules[PolicyKey(*identity.POLICY_KEY.unpack(key)[1:5])] = PolicyRule(
-            number, bool(deny), bool(audit)
-        )
+    for raw, value in mine["policy_map"].items():
+        key = _policy_key(raw)
+        number, deny, audit, covered, _ = identity.POLICY_RULE.unpack(value)
+        # One that covers something else is not the row it seems to be.
+        if covered == covers[key]:
+            rules[key] = PolicyRule(number, bool(deny), bool(audit))
     endpoints = {
         IPv4Address(identity.ENDPOINT_KEY.unpack(key)[1]): to_number(value)
         for key, value in mine["endpoint_map"].items()
     }
     prefixes = {}
-    for key, value in mine["cidr_map"].items():
-        bits, _, address = identity.CIDR_KEY.unpack(key)
+    for raw, value in mine["cidr_map"].items():
+        bits, _, address = identity.CIDR_KEY.unpack(raw)
         prefixes[IPv4Network((address, bits - identity.SCOPE_BITS))] = to_number(value)
     return PolicyRows(endpoints, prefixes, rules)
+
+
+def _policy_key(key: bytes) -> PolicyKey:
+    return PolicyKey(*identity.POLICY_KEY.unpack(key)[1:5])

@@ -20,7 +20,7 @@ WIRE = Struct("=II")
 ENDPOINT_KEY = Struct("=II")
 CIDR_KEY = Struct("=II4s")
 POLICY_KEY = Struct("=IIIHBB")
-POLICY_RULE = Struct("=IBBH")
+POLICY_RULE = Struct("=IBBBB")
 FLOW_KEY = Struct("=IIHHBBH")
 VERDICT = Struct("=QIIIIIIHHBBH")
 
@@ -30,6 +30,7 @@ WORLD = 2
 CIDR_IDENTITY = 1 << 24
 
 WIRE_FRAGMENTS = 1
+COVERS_CLASSES, COVERS_PROTOCOLS = 1, 2
 SCOPE_BITS = 32
 """A prefix length in `cidr_map` counts the scope's bits too."""
 

@@ -25,7 +25,7 @@ LAYOUTS = {
     "endpoint_key": (identity.ENDPOINT_KEY, ["scope", "address"]),
     "cidr_key": (identity.CIDR_KEY, ["prefix_length", "scope", "address"]),
     "policy_key": (identity.POLICY_KEY, ["scope", *PolicyKey._fields, "zero"]),
-    "policy_rule": (identity.POLICY_RULE, [*PolicyRule._fields, "zero"]),
+    "policy_rule": (identity.POLICY_RULE, [*PolicyRule._fields, "covers", "zero"]),
     "flow_key": (identity.FLOW_KEY, [*TUPLE, "kind", "zero"]),
     "verdict": (identity.VERDICT, Verdict._fields),
 }
