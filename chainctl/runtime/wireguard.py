@@ -41,6 +41,11 @@ class WireGuardDevice(Protocol):
     def configure(self, config: WireGuardConfig) -> None:
         """Make `config` the whole configuration. The session of an unchanged peer lives on."""
 
+    def shake_anew(self, config: WireGuardConfig) -> None:
+        """As `configure`, and begin the handshake now: one that was begun in vain is tried again
+        only after 5 s (REKEY_TIMEOUT, section 6.1 of the WireGuard paper).
+        """
+
     def read(self) -> WireGuardStatus: ...
 
 

@@ -24,7 +24,7 @@ _MOST_DIGITS = 20
 
 
 class WireGuardGo:
-    """A running wireguard-go. Both methods raise LookAgain C550 when it does not answer."""
+    """A running wireguard-go. Its methods raise LookAgain C550 when it does not answer."""
 
     engine = Engine.USERSPACE
 
@@ -36,6 +36,12 @@ class WireGuardGo:
         # Peers are removed by name: `replace_peers` would end the session of the same one too.
         pairs, _ = self._ask(["get=1"])
         self._ask(render_set(config, [value for key, value in pairs if key == "public_key"]))
+
+    def shake_anew(self, config: WireGuardConfig) -> None:
+        """Raises ChangeServer C551 when wireguard-go refuses the configuration."""
+        peer = _hex(config.peer_public_key)
+        self._ask(["set=1", f"public_key={peer}", "remove=true"])
+        self.configure(config)
 
     def read(self) -> WireGuardStatus:
         pairs, pid = self._ask(["get=1"])

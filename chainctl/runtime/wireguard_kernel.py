@@ -41,12 +41,15 @@ class KernelWireGuard:
     def configure(self, config: WireGuardConfig) -> None:
         self._ask(lambda netlink: self._set(netlink, config))
 
+    def shake_anew(self, config: WireGuardConfig) -> None:
+        self._ask(lambda netlink: self._set(netlink, config, anew=True))
+
     def read(self) -> WireGuardStatus:
         return self._ask(lambda netlink: parse_info(list(netlink.info(self._link)))).status()
 
-    def _set(self, netlink: Any, config: WireGuardConfig) -> None:
+    def _set(self, netlink: Any, config: WireGuardConfig, *, anew: bool = False) -> None:
         for other in _peer_keys(list(netlink.info(self._link))):
-            if key_bytes(other) != key_bytes(config.peer_public_key):
+            if anew or key_bytes(other) != key_bytes(config.peer_public_key):
                 netlink.set(self._link, peer={"public_key": other, "remove": True})
         # A key that differs from the one it shows, if only by clamping, ends all sessions.
         private_key = clamped(key_bytes(config.private_key.reveal()))

@@ -69,6 +69,7 @@ from chainctl.model.parts import (
     WireTuple,
 )
 from chainctl.model.secret import Secret
+from chainctl.model.wireguard import WireGuardConfig
 from chainctl.net import guard
 from chainctl.net.bpffs import unmount_bpffs
 from chainctl.net.bridge import ensure_bridge, read_bridge, remove_bridge
@@ -701,6 +702,16 @@ class Machine:
         """Have an OpenVPN client connect anew, as soon as it is told to go on."""
         with suppress(ChainctlError):
             self._openvpn(chain.client_name(hop, tunnel.slot)).start_over()
+
+    def shake_anew(self, chain: Chain, hop: Hop, tunnel: Tunnel) -> None:
+        """Have a WireGuard tunnel that never had a session begin its handshake now."""
+        name, ns, link = chain.client_name(hop, tunnel.slot), chain.namespace(hop), tunnel.slot.link
+        config = tunnel.config
+        assert isinstance(config, WireGuardConfig), "OpenVPN starts over"
+        with suppress(ChainctlError):
+            device = self._wireguard(name, ns, link, tunnel.engine)
+            if device.read().handshake is None:
+                device.shake_anew(config)
 
     def take_leave(self, steps: Iterable[Step]) -> None:
         """Tell servers that their tunnels end with these steps, while there is a way to them."""

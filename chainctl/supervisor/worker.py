@@ -663,6 +663,10 @@ class Worker(Rotating):
         waits = hop.tunnel.engine is Engine.OPENVPN
         patience = self._known.spec.health.patience if waits else patience
         deadline = self._sniffer.awake_seconds() + patience
+        outer = chain.hops[: hop.number - 1]
+        if not waits and any(each.tunnel.engine is Engine.OPENVPN for each in outer):
+            # Its first attempt was made when there was no way out of the hop outside it yet.
+            self._machine.shake_anew(chain, hop, hop.tunnel)
         while (left := deadline - self._sniffer.awake_seconds()) > 0:
             if waits and not self._connect(chain, hop, hop.tunnel, patience=left):
                 raise AddressIsNew

@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +23,7 @@ from chainctl.errors import ChainctlError, ChangeServer, MendHost
 from chainctl.host.netns import Namespaces
 from chainctl.images.image import Image, ensure_image
 from chainctl.images.lock import ImageKind
+from chainctl.model.wireguard import WireGuardConfig
 from chainctl.runtime import mounts
 from chainctl.runtime.bundle import MEMORY_LIMIT, PIDS_LIMIT, ClientSpec
 from chainctl.runtime.runc import Clients
@@ -73,8 +74,10 @@ def udp_echo(rig: Rig) -> bool:
         return left.recv(100) == b"and back"
 
 
-def start_both(rig: Rig) -> dict[str, WireGuardGo]:
-    wanted = configs()
+def start_both(
+    rig: Rig, wanted: Mapping[str, WireGuardConfig] | None = None
+) -> dict[str, WireGuardGo]:
+    wanted = wanted or configs()
     devices = {}
     for side in OTHER:
         spec = rig.spec(side)
@@ -100,16 +103,24 @@ def test_two_clients_shake_hands_and_carry_packets(rig: Rig) -> None:
 
 def test_a_session_lives_on_when_the_same_configuration_is_set_again(rig: Rig) -> None:
     wanted = configs()
-    devices = {}
-    for side in OTHER:
-        rig.clients.start(rig.spec(side))
-        devices[side] = WireGuardGo(rig.clients.control_socket(rig.spec(side)))
-        devices[side].configure(wanted[side])
+    devices = start_both(rig, wanted)
     assert udp_echo(rig)
     before = devices["left"].read().handshake
     devices["left"].configure(wanted["left"])
     assert udp_echo(rig)
     assert devices["left"].read().handshake == before
+
+
+def test_a_session_is_made_anew_on_demand(rig: Rig) -> None:
+    wanted = configs()
+    devices = start_both(rig, wanted)
+    assert udp_echo(rig)
+    before = devices["left"].read()
+    devices["left"].shake_anew(wanted["left"])
+    assert udp_echo(rig)
+    after = devices["left"].read()
+    assert after.digest == before.digest
+    assert after.handshake != before.handshake
 
 
 def test_a_link_that_was_down_loses_nothing(rig: Rig) -> None:

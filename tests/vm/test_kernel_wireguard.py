@@ -105,6 +105,19 @@ def test_a_session_lives_on_when_the_same_configuration_is_set_again(
     assert devices["left"].read().handshake == before
 
 
+def test_a_session_is_made_anew_on_demand(rig: Rig, devices: dict[str, KernelWireGuard]) -> None:
+    wanted = configs()
+    for side in OTHER:
+        devices[side].configure(wanted[side])
+    assert udp_echo(rig)
+    before = devices["left"].read()
+    devices["left"].shake_anew(wanted["left"])
+    assert udp_echo(rig)
+    after = devices["left"].read()
+    assert after.digest == before.digest
+    assert after.handshake != before.handshake
+
+
 def test_what_was_configured_before_is_replaced_whole(
     rig: Rig, devices: dict[str, KernelWireGuard]
 ) -> None:
