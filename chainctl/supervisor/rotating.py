@@ -41,7 +41,6 @@ from chainctl.supervisor.sniffer import Place, Reading, Sniffer
 from chainctl.supervisor.verdict import (
     Evidence,
     Verdict,
-    is_failing,
     judge_answering,
     judge_silent,
     outermost_dead,
@@ -618,11 +617,12 @@ class Rotating(Connecting):
         names = known.facts.names
         return self._rotations.options(known.spec, names, hop, chain, any_port=any_port)
 
-    def verdict(self, chain: Chain, hop: Hop) -> Verdict | None:
-        """What is wrong with a hop whose outer hops are fine; None: nothing. From any thread."""
-        evidence = self._evidence(chain, hop)
-        silent = is_failing(evidence.reading, evidence.now)
-        return self._silence(chain, hop) if silent else judge_answering(evidence)
+    def verdict(self, chain: Chain, hop: Hop, silent: bool) -> Verdict | None:
+        """What is wrong with a hop whose outer hops are fine; None: nothing. From any thread.
+
+        `silent`: it does not answer.
+        """
+        return self._silence(chain, hop) if silent else judge_answering(self._evidence(chain, hop))
 
     def _silence(self, chain: Chain, hop: Hop, evidence: Evidence | None = None) -> Verdict:
         """Why it does not answer. Asks its client, which takes a moment."""

@@ -153,6 +153,10 @@ class Reading:
         late = self.behaviour.late
         return sum(now - asked > late for asked in self.questions if asked >= since)
 
+    def is_away(self, now: float) -> bool:
+        """A single question that is overdue is a packet lost."""
+        return not self.last_heard or self.overdue(now) >= _AWAY
+
     def asked_in_vain(self, now: float, heard: float = 0.0) -> float:
         """Seconds; infinite when it was never heard. `heard`: when something came through it for
         a hop further inside.
@@ -694,7 +698,7 @@ class Sniffer:
         watch.works, watch.late = asked.number, math.inf
         if not asked.size and not waited:
             watch.tally.heard(now)
-        if _was_away(reading, now):
+        if reading.is_away(now):
             reading.back_since = now
         reading.heard += not asked.size
         reading.last_heard = now
@@ -738,11 +742,6 @@ def _together(now: float, pause: float) -> float:
     """
     end = now + pause
     return end if pause < _IDLE_INTERVAL else math.ceil(end / _GRID) * _GRID
-
-
-def _was_away(reading: Reading, now: float) -> bool:
-    """A single question that is overdue is a packet lost."""
-    return not reading.last_heard or reading.overdue(now) >= _AWAY
 
 
 def _next(watch: _Watch) -> float:

@@ -16,7 +16,7 @@ from chainctl.supervisor.clients import (
 )
 from chainctl.supervisor.machine import Machine
 from chainctl.supervisor.sniffer import Reading
-from chainctl.supervisor.verdict import Verdict, is_failing
+from chainctl.supervisor.verdict import Verdict, is_failing, outermost_failing
 from chainctl.supervisor.worker import GATE_TIMEOUT, Outlook, State, Worker
 
 _NOTHING_KNOWN = Outlook(
@@ -54,7 +54,11 @@ def describe(wanted: Wanted, worker: Worker | None, machine: Machine) -> dict[st
         "closed_seconds": None if is_open or not shut else round(now - shut, 1),
         "why_closed": None if is_open else _why(wanted, worker, state, readings, now),
         "mtu": chain.mtu if chain else None,
-        "hops": _hops_now(chain, readings, worker, now) if chain and worker else [],
+        "hops": (
+            _hops(chain, readings, worker.outlook(), partial(worker.verdict, chain), now)
+            if chain and worker
+            else []
+        ),
         "repairs": [
             {"text": text, "seconds_ago": round(now - at, 1)} for at, text in state.repairs
         ],
@@ -89,39 +93,39 @@ def _why(
         return {"code": problem.code, "text": str(problem), "hint": problem.hint}
     if worker and worker.uplink_fault:
         return {"code": "C425", "text": worker.uplink_fault, "hint": "connect the uplink"}
-    for hop in state.chain.hops if state.chain else ():
-        reading = readings.get(hop.name, Reading())
-        if is_failing(reading, now):
-            text = f"nothing leaves until {hop.name} answers"
-            return {"code": "C410", "text": text, "hint": f"chainctl explain {wanted.name}"}
+    failing = _failing(state.chain, readings, now) if state.chain else None
+    if failing is not None:
+        text = f"nothing leaves until {failing.name} answers"
+        return {"code": "C410", "text": text, "hint": f"chainctl explain {wanted.name}"}
     return {"code": "N503", "text": "not proved yet", "hint": ""}
 
 
-def _hops_now(
-    chain: Chain, readings: dict[str, Reading], worker: Worker, now: float
-) -> list[dict[str, Any]]:
-    return _hops(chain, readings, worker.outlook(), partial(worker.verdict, chain), now)
+def _failing(chain: Chain, readings: dict[str, Reading], now: float) -> Hop | None:
+    known = [readings.get(hop.name, Reading()) for hop in chain.hops]
+    index = outermost_failing(known, now)
+    return None if index is None else chain.hops[index]
 
 
 def _hops(
     chain: Chain,
     readings: dict[str, Reading],
     outlook: dict[str, Outlook],
-    judge: Callable[[Hop], Verdict | None],
+    judge: Callable[[Hop, bool], Verdict | None],
     now: float,
 ) -> list[dict[str, Any]]:
-    """Outside-in: the lowest-numbered silent hop is at fault, the ones inside it wait."""
-    entries, fault = [], ""
+    """Outside-in: the lowest-numbered silent hop is at fault, the ones inside it wait. `judge`
+    is told whether the hop is that one.
+    """
+    entries, failing = [], _failing(chain, readings, now)
     for hop in chain.hops:
         reading = readings.get(hop.name, Reading())
-        silent = is_failing(reading, now)
         entry = _hop(chain, hop, reading, now)
-        if fault and silent:
-            entry |= {"verdict": "waiting", "evidence": f"on {fault}"}
-        elif found := judge(hop):
+        if failing and hop != failing and is_failing(reading, now):
+            entry |= {"verdict": "waiting", "evidence": f"on {failing.name}"}
+        elif found := judge(hop, hop == failing):
             entry |= {"fault": found.fault.value, "code": found.code, "evidence": found.text}
-            if silent:
-                entry["verdict"], fault = "fault", hop.name
+            if hop == failing:
+                entry["verdict"] = "fault"
         entries.append(entry | _ahead(outlook.get(hop.name, _NOTHING_KNOWN)))
     return entries
 

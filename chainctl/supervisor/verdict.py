@@ -23,6 +23,22 @@ def is_failing(reading: Reading, now: float) -> bool:
     return reading.asked_in_vain(now) >= FRESH
 
 
+def outermost_failing(readings: Sequence[Reading], now: float) -> int | None:
+    """Index of the hop to name when nothing may pass, `readings` being outside-in; None: all is
+    well.
+
+    The hops outside one that falls silent are asked only then. When they are silent too, the one
+    to name is the outermost of them, although it was not yet asked for as long.
+    """
+    if not any(is_failing(reading, now) for reading in readings):
+        return None
+    return next(
+        index
+        for index, reading in enumerate(readings)
+        if is_failing(reading, now) or reading.is_away(now)
+    )
+
+
 def outermost_dead(
     readings: Sequence[Reading], now: float, *, threshold: float = DEAD
 ) -> int | None:

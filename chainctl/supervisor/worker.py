@@ -52,7 +52,7 @@ from chainctl.supervisor.rotation import Rotations
 from chainctl.supervisor.sniffer import Reading, Sniffer
 from chainctl.supervisor.suspicion import one_way
 from chainctl.supervisor.ticks import Ticks
-from chainctl.supervisor.verdict import FRESH, is_failing, outermost_dead
+from chainctl.supervisor.verdict import FRESH, outermost_dead, outermost_failing
 from chainctl.supervisor.words import describe_part, describe_plan, hop_of
 
 _CONTAINERS_PAUSE = 300.0
@@ -1019,11 +1019,9 @@ class Worker(Rotating):
 
     def _failing(self, chain: Chain) -> Hop | None:
         """The outermost hop that is silent; the ones inside it wait for it."""
-        now = clock.boot_seconds()
-        for hop in chain.hops:
-            if is_failing(self._sniffer.reading(self._key(hop)), now):
-                return hop
-        return None
+        readings = [self._reading(hop) for hop in chain.hops]
+        index = outermost_failing(readings, clock.boot_seconds())
+        return None if index is None else chain.hops[index]
 
     def _gate_is_open(self, chain: Chain) -> bool:
         return self._machine.gate_until(chain.number) > clock.boot_ns()

@@ -40,7 +40,6 @@ from chainctl.supervisor.suspicion import Behaviour
 from chainctl.supervisor.verdict import (
     Evidence,
     Verdict,
-    is_failing,
     judge_answering,
     judge_silent,
 )
@@ -79,13 +78,11 @@ _OUTLOOK = {
 }
 
 
-def _judge(known: dict[str, Reading], number: int) -> Verdict | None:
+def _judge(known: dict[str, Reading], number: int, silent: bool) -> Verdict | None:
     names = list(known)
     outer = names[number - 2] if number > 1 else ""
     evidence = Evidence(known[names[number - 1]], NOW, outer=outer, loss_allowed=0.2)
-    return (
-        judge_silent(evidence) if is_failing(evidence.reading, NOW) else judge_answering(evidence)
-    )
+    return judge_silent(evidence) if silent else judge_answering(evidence)
 
 
 def _chain(posture: str = "open", **readings: Reading) -> Facts:
@@ -98,7 +95,9 @@ def _chain(posture: str = "open", **readings: Reading) -> Facts:
         "closed_seconds": None,
         "why_closed": None,
         "mtu": CHAIN.mtu,
-        "hops": _hops(CHAIN, known, _OUTLOOK, lambda hop: _judge(known, hop.number), NOW),
+        "hops": _hops(
+            CHAIN, known, _OUTLOOK, lambda hop, silent: _judge(known, hop.number, silent), NOW
+        ),
         "repairs": [],
         "notes": [],
     }

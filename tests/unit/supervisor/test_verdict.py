@@ -21,6 +21,7 @@ from chainctl.supervisor.verdict import (
     judge_answering,
     judge_silent,
     outermost_dead,
+    outermost_failing,
 )
 
 NOW = 1000.0
@@ -58,6 +59,16 @@ def test_a_hop_that_is_not_asked_does_not_fail() -> None:
 def test_a_hop_never_heard_fails() -> None:
     assert is_failing(Reading(), NOW)
     assert is_failing(Reading(sent=1, unanswered=1, silent_since=NOW - 0.1), NOW)
+
+
+def test_the_outermost_of_those_that_are_silent_is_named() -> None:
+    """The exit was asked first, the others only when it was overdue."""
+    assert outermost_failing([answering(), silent(NOW - 1.7), silent(NOW - 2.1)], NOW) == 1
+    assert outermost_failing([answering(), answering(), silent(NOW - 2.1)], NOW) == 2
+    assert outermost_failing([answering(), silent(NOW - 1.7), silent(NOW - 1.9)], NOW) is None
+    one_lost = replace(answering(), silent_since=NOW - 0.2, questions=(NOW - 0.2,), unanswered=1)
+    assert outermost_failing([one_lost, silent(NOW - 2.1)], NOW) == 1
+    assert outermost_failing([], NOW) is None
 
 
 def test_nobody_is_blamed_while_all_answer() -> None:
