@@ -95,6 +95,7 @@ def plan(
     shared: Collection[Key] = (),
     gate_open: bool = False,
     open_wanted: bool = True,
+    proved: bool = True,
     beside: bool = False,
 ) -> tuple[Step, ...]:
     """The steps from `have` to `want`; empty when there is nothing to do.
@@ -103,7 +104,8 @@ def plan(
     `shared`: keys that other chains need too; they are made, changed, never removed.
     `beside`: the change does not touch what carries traffic (a tunnel comes up or goes in the
     other slot, or traffic is sent to it in one transaction), so the gate stays as it is.
-    `gate_open`: the gate lets traffic pass now. `open_wanted`: it should.
+    `gate_open`: the gate lets traffic pass now. `open_wanted`: it should. `proved`: it does so
+    for a while yet, and on a proof of whoever asks.
     """
     have = tuple(have)
     steps = _repairs(want, have, shared)
@@ -113,7 +115,7 @@ def plan(
     disturbs = not all(map(_is_beside_traffic, steps))
     closing: list[Step] = [CloseGate()] if gate_open and (disturbs or not opens) else []
     proving: list[Step] = []
-    if opens and (disturbs or not gate_open):
+    if opens and (disturbs or not (gate_open and proved)):
         proving = [*(Prove(number) for number in sorted(hops)), OpenGate()]
     return (*closing, *steps, *proving)
 

@@ -63,6 +63,8 @@ GATE_TIMEOUT = 4.0
 """Seconds after the last proof at which the kernel shuts the gate by itself."""
 _PROLONG_AT = 3.0
 """Seconds left at which the gate of a chain at rest is prolonged."""
+_LASTING = 1.0
+"""Seconds left below which nobody is told that the gate is open without another proof."""
 _REST = 30.0
 """Seconds after which a worker looks at a chain at rest for itself."""
 THOROUGH = 30.0
@@ -522,6 +524,7 @@ class Worker(Rotating):
             hops=[hop.number for hop in chain.hops],
             gate_open=self._gate_is_open(chain),
             open_wanted=not wanted.closed,
+            proved=self._is_proved(chain),
         )
         # A chain that was up before and needs steps was tampered with, or a client died.
         repairs = not asked and self.state.proved_at > 0
@@ -1016,6 +1019,13 @@ class Worker(Rotating):
         Not when it was heard: an answer may have waited while this process was stopped.
         """
         return self._sniffer.reading(self._key(chain.exit)).answered
+
+    def _is_proved(self, chain: Chain) -> bool:
+        """An open gate was opened by this supervisor and is not about to shut. What another one has
+        left open would shut as soon as one looks, since no hop was heard of yet.
+        """
+        left = self._machine.gate_until(chain.number) / 1e9 - clock.boot_seconds()
+        return self.state.proved_at > 0 and left >= _LASTING
 
     def _failing(self, chain: Chain) -> Hop | None:
         """The outermost hop that is silent; the ones inside it wait for it."""

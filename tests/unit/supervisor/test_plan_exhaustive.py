@@ -120,13 +120,27 @@ def test_nothing_is_done_to_a_whole_chain() -> None:
     assert plan(want, reversed(want), hops=[1, 2, 3], gate_open=True) == ()
 
 
+def test_a_gate_that_is_about_to_shut_is_proved_and_stays_open() -> None:
+    chain = make_chain(2)
+    steps = plan(layout(chain), layout(chain), hops=[1, 2], gate_open=True, proved=False)
+    assert [str(step) for step in steps] == ["Prove(hop=1)", "Prove(hop=2)", "OpenGate()"]
+
+
 @pytest.mark.parametrize("state", ["shut by hand", "no hops to prove"])
 def test_a_gate_that_should_be_shut_is_shut(state: str) -> None:
     chain = make_chain(2)
     want = layout(chain)
     hops: tuple[int, ...] = () if state == "no hops to prove" else (1, 2)
-    steps = plan(want, want, hops=hops, gate_open=True, open_wanted=state != "shut by hand")
-    assert [str(step) for step in steps] == ["CloseGate()"]
+    for proved in (True, False):
+        steps = plan(
+            want,
+            want,
+            hops=hops,
+            gate_open=True,
+            open_wanted=state != "shut by hand",
+            proved=proved,
+        )
+        assert [str(step) for step in steps] == ["CloseGate()"]
     again = plan(want, want, hops=hops, gate_open=False, open_wanted=state != "shut by hand")
     assert again == ()
 

@@ -330,9 +330,7 @@ def test_the_hops_outside_are_asked_when_the_innermost_falls_silent(
     assert clock.boot_seconds() - guard.last_heard < 2.0
     wire.server("ip link set far1 down")
     _until(lambda: sniffer.reading("U/guard").sent >= guard.sent + 3)
-    _until(
-        lambda: sniffer.reading("U/guard").answered > sniffer.reading("U/exit").silent_since > 0
-    )
+    _until(lambda: sniffer.reading("U/guard").answered > sniffer.reading("U/exit").silent_since > 0)
 
 
 def _stand_still(sniffer: Sniffer, seconds: float) -> None:
