@@ -129,10 +129,26 @@ static __always_inline enum reason parse_transport(struct packet *p, void *heade
 	return UNDECIDED;
 }
 
-/* Makes the headers readable; most packets have them in one piece already. */
+/* How much of a frame is to be read. A local sender's headers alone are often in one piece, and to
+ * ask for more than them would move bytes of every packet. */
+static __always_inline __u32 bytes_to_read(const struct __sk_buff *skb)
+{
+	const struct iphdr *ip = (void *)(long)skb->data + ETH_HLEN;
+	__u32 until_transport = ETH_HLEN + sizeof(*ip);
+
+	if ((void *)(ip + 1) <= (void *)(long)skb->data_end) {
+		if (ip->protocol == IPPROTO_UDP)
+			return until_transport + sizeof(struct udphdr);
+		if (ip->protocol == IPPROTO_TCP)
+			return until_transport + sizeof(struct tcphdr);
+	}
+	return until_transport + sizeof(struct icmp) + sizeof(*ip) + QUOTED_BYTES;
+}
+
+/* Makes the headers readable. */
 static __always_inline void gather_headers(struct __sk_buff *skb)
 {
-	__u32 wanted = ETH_HLEN + 2 * sizeof(struct iphdr) + sizeof(struct icmp) + QUOTED_BYTES;
+	__u32 wanted = bytes_to_read(skb);
 
 	if (wanted > skb->len)
 		wanted = skb->len;
