@@ -7,7 +7,7 @@ file shows the namespace in which it was opened, whoever reads it from wherever.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from chainctl.host import descriptors
 
@@ -15,8 +15,7 @@ _SIZE = 4096
 """Bytes: the header and some 25 links; a hop has five."""
 
 
-@dataclass(frozen=True)
-class Counts:
+class Counts(NamedTuple):
     """Packets since the link was made."""
 
     received: int

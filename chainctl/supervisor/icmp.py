@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from typing import NamedTuple
 
 _ECHO_REPLY, _UNREACHABLE, _ECHO, _TIME_EXCEEDED = 0, 3, 8, 11
 _HEADER = struct.Struct("!BBHHH")
@@ -11,8 +11,7 @@ _IP_AND_ICMP = 28
 """Bytes of an IPv4 header without options and an ICMP header."""
 
 
-@dataclass(frozen=True)
-class Answer:
+class Answer(NamedTuple):
     """Something came back for echo number `sequence` of `identifier`."""
 
     identifier: int

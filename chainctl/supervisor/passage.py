@@ -6,7 +6,7 @@ which traffic goes and from which nothing comes is worth asking at once.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from chainctl.host.counters import Counts
 
@@ -14,8 +14,7 @@ _BUSY_FOR = 1.0
 """Seconds for which a tunnel counts as busy after others sent something into it."""
 
 
-@dataclass(frozen=True)
-class Passage:
+class Passage(NamedTuple):
     """Times are seconds since boot; 0 means never."""
 
     looked: float = 0.0
@@ -60,7 +59,7 @@ class Passage:
     def excused(self, seconds: float) -> Passage:
         """For so many of the last seconds nothing could come back."""
         since = self.unreturned_since
-        return replace(self, unreturned_since=since and since + seconds)
+        return self._replace(unreturned_since=since and since + seconds)
 
     def is_busy(self, now: float) -> bool:
         """Others use the tunnel, so that the counters are worth a look now and then."""

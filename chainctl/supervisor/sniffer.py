@@ -21,6 +21,7 @@ import os
 import random
 import select
 import socket
+import struct
 import threading
 import traceback
 from collections.abc import Callable, Collection, Container, Sequence
@@ -58,7 +59,8 @@ _LONGEST_INTERVAL = 1.5
 """Seconds; with more than 400 hops, chains that nobody uses are asked more rarely, up to this."""
 
 _GRID = 0.05
-"""Seconds; questions and looks of chains that nobody uses begin at multiples of this."""
+"""Seconds; questions and looks of chains that nobody uses begin at multiples of this, and their
+answers are taken then."""
 
 _UNLESS_SPARED = 2.5
 """Seconds after which a hop outside is asked when no answer came through it meanwhile."""
@@ -82,6 +84,14 @@ the machine had no time for it, and then none for its VPN clients either."""
 _AT_ONCE = 64
 """Packets that are taken from one hop before the others have their turn."""
 
+_LONGEST_HEADERS = 256
+"""Bytes of an answer that are looked at: two IP headers with options, two of ICMP."""
+_SHORTEST = 1e-6
+"""Seconds: no answer takes less, whatever becomes of the wall clock meanwhile."""
+_SO_TIMESTAMPNS = 35
+"""asm-generic/socket.h: the kernel says when it received a packet, as a struct timespec."""
+_TIMESPEC = struct.Struct("@ll")
+_ROOM_FOR_STAMP = socket.CMSG_SPACE(_TIMESPEC.size)
 _IP_MTU_DISCOVER, _IP_PMTUDISC_PROBE = 10, 3
 """linux/in.h: set DF and ignore what is known of the path, so that sizes can be tried."""
 
@@ -150,6 +160,8 @@ class Reading:
         """Questions asked from `since` on that this hop would have answered by now, as it usually
         is.
         """
+        if not self.questions:
+            return 0
         late = self.behaviour.late
         return sum(now - asked > late for asked in self.questions if asked >= since)
 
@@ -184,7 +196,7 @@ class Reading:
 
     def looks_dead(self, now: float) -> bool:
         """Others send into the tunnel, we ask, and nothing whatever comes back."""
-        return looks_dead(
+        return self.passage.unreturned > 0 and looks_dead(
             self.behaviour,
             silence=self.passage.unreturned_for(now),
             unreturned=self.passage.unreturned,
@@ -278,9 +290,17 @@ class Sniffer:
         self._changed = threading.Condition()
         self._heap: list[tuple[float, int, _Watch]] = []
         self._pushed = itertools.count()
+        self._hurried: set[int] = set()
+        """Descriptors of sockets whose answers are taken as soon as they come."""
+        self._awaited: set[int] = set()
+        """Those on which an answer is due."""
+        self._calls = select.epoll()
+        """What cannot wait: who wakes this thread, and processes that end."""
         self._epoll = select.epoll()
+        """The sockets, and the calls."""
+        self._epoll.register(self._calls.fileno(), select.EPOLLIN)
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        self._epoll.register(self._wake_read, select.EPOLLIN)
+        self._calls.register(self._wake_read, select.EPOLLIN)
         self._expected = math.inf
         """Boot time by which the thread should be awake again."""
         self._stalled = 0.0
@@ -298,6 +318,7 @@ class Sniffer:
         for key in list(self._watches):
             self.forget(key)
         self._epoll.close()
+        self._calls.close()
         os.close(self._wake_read)
         os.close(self._wake_write)
 
@@ -344,13 +365,13 @@ class Sniffer:
             self._drop_end(key)
             self._ends[key] = pidfd
             self._end_calls[pidfd] = ended
-            self._epoll.register(pidfd, select.EPOLLIN)
+            self._calls.register(pidfd, select.EPOLLIN)
 
     def _drop_end(self, key: str) -> None:
         pidfd = self._ends.pop(key, None)
         if pidfd is not None:
             if self._end_calls.pop(pidfd, None) is not None:
-                self._epoll.unregister(pidfd)
+                self._calls.unregister(pidfd)
             os.close(pidfd)
 
     def forget(self, key: str) -> None:
@@ -360,8 +381,11 @@ class Sniffer:
             watch = self._watches.pop(key, None)
             if watch is not None:
                 watch.gone = True
-                self._epoll.unregister(watch.sock.fileno())
-                del self._by_fd[watch.sock.fileno()]
+                fd = watch.sock.fileno()
+                self._epoll.unregister(fd)
+                del self._by_fd[fd]
+                self._hurried.discard(fd)
+                self._awaited.discard(fd)
                 watch.sock.close()
                 watch.counters.close()
 
@@ -461,9 +485,15 @@ class Sniffer:
             watch = self._watches[key]
             self._notice_stall(clock.boot_seconds())
             watch.reading.sizes = frozenset()
-            for size in sizes:
-                self._ask(watch, size)
-            self._wait_for(lambda: sizes[0] in watch.reading.sizes, patience)
+            watch.waiting += 1
+            try:
+                self._ask_soon(watch, 0.0)
+                self._wake()
+                for size in sizes:
+                    self._ask(watch, size)
+                self._wait_for(lambda: sizes[0] in watch.reading.sizes, patience)
+            finally:
+                watch.waiting -= 1
             return watch.reading.sizes
 
     def _wait_for(self, answered: Callable[[], bool], patience: float) -> None:
@@ -477,6 +507,8 @@ class Sniffer:
         while not self._stopped:
             try:
                 for fd, _ in self._awaken():
+                    if fd == self._calls.fileno():
+                        continue  # What it says came along.
                     if fd == self._wake_read:
                         self._drain()
                     elif fd in self._end_calls:
@@ -494,9 +526,15 @@ class Sniffer:
         with self._changed:
             now = clock.boot_seconds()
             self._notice_stall(now)
-            wait = self._until_due(now)
+            wait, hurried = self._until_due(now), bool(self._hurried)
+            if self._awaited and not hurried:
+                wait = min(wait, _GRID - now % _GRID)
             self._expected = now + wait
-        ready = self._epoll.poll(wait)
+        if hurried:
+            ready = self._epoll.poll(wait) + self._calls.poll(0)
+        else:
+            # Whatever answers come meanwhile, they are taken all together.
+            ready = self._calls.poll(wait) + self._epoll.poll(0)
         with self._changed:
             now = clock.boot_seconds()
             self._notice_stall(now)
@@ -518,16 +556,16 @@ class Sniffer:
         with self._changed:
             ended = self._end_calls.pop(pidfd, None)
             if ended is not None:
-                self._epoll.unregister(pidfd)
+                self._calls.unregister(pidfd)
         if ended is not None:
             ended()
 
     def _until_due(self, now: float) -> float:
         while self._heap:
             at, _, watch = self._heap[0]
-            if not watch.gone and at == watch.scheduled <= _next(watch):
+            if not watch.gone and at == watch.scheduled == _next(watch):
                 return max(0.0, min(at - now, LOOK_IDLE))
-            # What it was to wait for has happened.
+            # What it was to wait for has happened, or something else comes first.
             heapq.heappop(self._heap)
             if not watch.gone and at == watch.scheduled:
                 watch.scheduled = math.inf
@@ -557,7 +595,13 @@ class Sniffer:
                 if min(watch.due, watch.late) <= now:
                     self._ask(watch, None)
                     watch.asked = now
-                    watch.due = _together(now, self._pause(watch, now))
+                    pause, fd = self._pause(watch, now), watch.sock.fileno()
+                    if pause < _IDLE_INTERVAL:
+                        self._hurried.add(fd)
+                    else:
+                        self._hurried.discard(fd)
+                    self._awaited.add(fd)
+                    watch.due = _together(now, pause)
                     watch.late = now + watch.reading.behaviour.late
                 self._schedule(watch)
 
@@ -607,7 +651,8 @@ class Sniffer:
     def _pause(self, watch: _Watch, now: float) -> float:
         """Ask fast while somebody waits, and while an answer is overdue: is it dead?"""
         reading = watch.reading
-        overdue = reading.overdue(now) if reading.last_heard else 0
+        # The one that was just asked is not overdue.
+        overdue = reading.overdue(now) if reading.last_heard and reading.unanswered > 1 else 0
         if overdue:
             watch.look = min(watch.look, now + LOOK_BUSY)
             for outer in watch.outer:
@@ -669,19 +714,22 @@ class Sniffer:
             # due, a second look for more would be half of the work.
             for _ in range(_AT_ONCE if len(watch.pending) > 1 else 1):
                 try:
-                    packet = watch.sock.recv(65536)
+                    packet, about, _, _ = watch.sock.recvmsg(_LONGEST_HEADERS, _ROOM_FOR_STAMP)
                 except OSError:
                     return
                 answer = parse_answer(packet)
                 if answer and answer.identifier == watch.identifier:
-                    self._heard(watch, answer.sequence)
+                    self._heard(watch, answer.sequence, _age(about))
 
-    def _heard(self, watch: _Watch, sequence: int) -> None:
+    def _heard(self, watch: _Watch, sequence: int, age: float) -> None:
+        """`age`: seconds since the answer came."""
         if sequence not in watch.pending:
             return
         asked, reading = watch.pending[sequence], watch.reading
         now = clock.boot_seconds()
-        rtt = now - asked.at - (self._stalled - asked.stalled)
+        took = now - asked.at
+        rtt = max(_SHORTEST, min(took - age, took - (self._stalled - asked.stalled)))
+        self._awaited.discard(watch.sock.fileno())
         if not watch.begun:
             watch.begun = now
             watch.tally.excuse(reading.unanswered)
@@ -722,7 +770,7 @@ class Sniffer:
         outer.through = now
         if self._interval(outer, now) >= _IDLE_INTERVAL:
             seldom = outer.asked + _SELDOM
-            outer.due = max(outer.due, min(now + _UNLESS_SPARED, seldom))
+            outer.due = max(outer.due, _on_grid(min(now + _UNLESS_SPARED, seldom)))
 
     def _wake(self) -> None:
         os.write(self._wake_write, b"x")
@@ -740,8 +788,20 @@ def _together(now: float, pause: float) -> float:
     """When a pause from `now` on ends. Long ones end a little later, for many hops at the same
     moment, so that this thread wakes up once for all of them.
     """
-    end = now + pause
-    return end if pause < _IDLE_INTERVAL else math.ceil(end / _GRID) * _GRID
+    return now + pause if pause < _IDLE_INTERVAL else _on_grid(now + pause)
+
+
+def _on_grid(at: float) -> float:
+    return math.ceil(at / _GRID) * _GRID
+
+
+def _age(about: Sequence[tuple[int, int, bytes]]) -> float:
+    """Seconds since a packet came, by what the kernel says about it."""
+    for level, kind, stamp in about:
+        if (level, kind) == (socket.SOL_SOCKET, _SO_TIMESTAMPNS):
+            seconds, nanoseconds = map(int, _TIMESPEC.unpack(stamp))
+            return max(0.0, clock.wall_seconds() - seconds - nanoseconds / 1e9)
+    return 0.0
 
 
 def _next(watch: _Watch) -> float:
@@ -765,6 +825,7 @@ def _open(place: Place) -> tuple[socket.socket, LinkCounters]:
         socket.AF_INET, socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, 1
     )
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, place.link.encode())
+    sock.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
     sock.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _IP_PMTUDISC_PROBE)
     sock.bind((str(place.address), 0))
     return descriptors.keep_socket(sock), LinkCounters()

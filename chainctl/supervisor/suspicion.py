@@ -8,7 +8,7 @@ thus not a dead one, and a threshold means the same for a link of 2 ms and of 50
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from typing import NamedTuple
 
 DEAD = 8.0
 """phi: one false alarm in 10^8 silences, if round-trip times were normally distributed."""
@@ -38,8 +38,7 @@ _UNKNOWN_MEAN = 0.5
 """Seconds assumed for a hop that never answered yet."""
 
 
-@dataclass(frozen=True)
-class Behaviour:
+class Behaviour(NamedTuple):
     """Round-trip times in seconds, smoothed as TCP does (RFC 6298, 1/8 and 1/4), and the share
     of questions that were not answered, over some 32 of them.
     """

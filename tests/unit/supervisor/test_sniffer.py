@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import partial
 from ipaddress import IPv4Address
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -331,6 +332,28 @@ def test_the_hops_outside_are_asked_when_the_innermost_falls_silent(
     wire.server("ip link set far1 down")
     _until(lambda: sniffer.reading("U/guard").sent >= guard.sent + 3)
     _until(lambda: sniffer.reading("U/guard").answered > sniffer.reading("U/exit").silent_since > 0)
+
+
+def test_answers_nobody_waits_for_are_taken_later_and_are_no_slower(
+    wire: Wire, sniffer: Sniffer
+) -> None:
+    """The kernel says when they came."""
+    sniffer.watch("U/exit", wire.place())
+    sniffer.prove("U/exit", patience=PATIENCE)
+    sniffer.line_up("U/", ["U/exit"])
+    ages: list[float] = []
+    taken = sniffer._heard
+
+    def note(watch: Any, sequence: int, age: float) -> None:
+        ages.append(age)
+        taken(watch, sequence, age)
+
+    sniffer._heard = note  # type: ignore[method-assign]
+    # It comes within a millisecond, and the thread sleeps for up to 50.
+    _until(lambda: len([age for age in ages if age > 0.02]) >= 2)
+    assert sniffer.reading("U/exit").behaviour.mean < 0.02
+    begun = clock.boot_seconds()
+    assert sniffer.prove("U/exit", patience=PATIENCE).answered >= begun
 
 
 def _stand_still(sniffer: Sniffer, seconds: float) -> None:
