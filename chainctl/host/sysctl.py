@@ -6,19 +6,27 @@ dotted names, because the name of a link may contain dots.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from chainctl.errors import MendHost
 
 _ROOT = Path("/proc/sys")
+_MOST_BYTES = 4096
+"""Of a setting that is a number or a name."""
 
 
 def read(name: str) -> str | None:
     """The setting's value; None when the kernel has no such setting (or link)."""
     try:
-        return (_ROOT / name).read_text().strip()
+        # Not by Path, which takes three times as long: a chain that is looked at has 150 of them.
+        file = os.open(f"{_ROOT}/{name}", os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         return None
+    try:
+        return os.read(file, _MOST_BYTES).decode().strip()
+    finally:
+        os.close(file)
 
 
 def write(name: str, value: str) -> None:

@@ -65,7 +65,7 @@ _PROLONG_AT = 3.0
 """Seconds left at which the gate of a chain at rest is prolonged."""
 _LASTING = 1.0
 """Seconds left below which nobody is told that the gate is open without another proof."""
-_REST = 30.0
+_REST = 60.0
 """Seconds after which a worker looks at a chain at rest for itself."""
 THOROUGH = 30.0
 """Seconds after which a thorough look trusts nothing that was read before."""
