@@ -7,7 +7,6 @@ the kernel frees on any death. The socket answers root only (SO_PEERCRED).
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import os
 import signal
@@ -23,6 +22,7 @@ from chainctl import PROTOCOL, __version__
 from chainctl.errors import ChainctlError, LookAgain, MendFile, MendHost, StepFailed
 from chainctl.host import descriptors
 from chainctl.host.files import ensure_dir
+from chainctl.host.memory import share_one_arena
 from chainctl.settings import Settings
 from chainctl.supervisor.supervisor import Supervisor
 
@@ -72,21 +72,6 @@ def supervisor(settings: Settings, *, until_idle: bool = False) -> Iterator[Supe
                 sweep_out(settings)
 
 
-_M_ARENA_MAX = -8
-"""malloc.h of glibc; mallopt(3)."""
-
-
-def _share_one_arena() -> None:
-    """Threads give back what they freed to one another.
-
-    With an arena for each thread a supervisor kept 3.7 MB a chain that nobody used, with one
-    0.5 MB (16 chains of three hops, measured). Other C libraries have no such call.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(_M_ARENA_MAX, 1)
-
-
 def serve(
     settings: Settings,
     *,
@@ -98,7 +83,7 @@ def serve(
     `until_idle`: also end when the last chain was taken down, and leave nothing in `run_dir`.
     `then` runs once the socket listens, in the calling thread (for `up --foreground`).
     """
-    _share_one_arena()
+    share_one_arena()
     descriptors.allow_all()
     with _wake_up_calls() as (listen, wake), supervisor(settings, until_idle=until_idle) as running:
         settings.pid_path.write_text(f"{os.getpid()}\n")

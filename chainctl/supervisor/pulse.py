@@ -16,6 +16,7 @@ from contextlib import suppress
 
 from chainctl.errors import ChainctlError
 from chainctl.host import clock
+from chainctl.host.memory import give_back
 from chainctl.supervisor.machine import Machine
 from chainctl.supervisor.worker import THOROUGH, Worker
 
@@ -26,6 +27,8 @@ mended in the middle of one is broken again."""
 _WAIT = 1.0
 """Seconds for which a crowd is waited for at most."""
 _STEP = 0.1
+_GIVE_BACK_EVERY = 30.0
+"""Seconds after which memory that was needed to look at chains goes back to the kernel."""
 _BETWEEN_THOROUGH = 2.0
 """Seconds between two thorough looks, whose chains ever: one costs 15 ms of a core."""
 _SLOWEST, _CHAINS_A_SECOND = 1.5, 100.0
@@ -65,7 +68,7 @@ class Pulse:
             poll.register(mounts, select.POLLERR | select.POLLPRI)
             for descriptor in (self._wake, *self._machine.heard):
                 poll.register(descriptor, select.POLLIN)
-            counted_at, pins = 0.0, True
+            counted_at, tidied_at, pins = 0.0, clock.boot_seconds(), True
             while not self._halt.is_set():
                 due = counted_at + _COUNT_EVERY - clock.boot_seconds()
                 wait = min(due, _STEP) if self._crowds else due
@@ -85,6 +88,9 @@ class Pulse:
                     traceback.print_exception(error)
                 if rows:
                     counted_at = clock.boot_seconds()
+                    if counted_at >= tidied_at + _GIVE_BACK_EVERY:
+                        give_back()
+                        tidied_at = counted_at
 
     def _listen(self, *, rows: bool, pins: bool) -> None:
         news = self._machine.news(rows=rows, pins=pins)
