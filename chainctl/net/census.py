@@ -13,9 +13,9 @@ from chainctl.net import filter_rows as rows_of
 from chainctl.net.filter import PanelFilter
 
 _BY_PORT = ("port_map", "wire_map")
-_TURNS = 3
-"""Places for flows and ends of wires have to be asked for one by one: the places the first time,
-the ends of half of the ports each time after that, and so on."""
+_TURNS = 2
+"""Ends of wires and places for flows have to be asked for one by one: half of the ends each time,
+the places every second time."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,7 @@ class Census:
         turn, self._turn = self._turn, (self._turn + 1) % _TURNS
         if turn == 0:
             scopes |= self._places()
-        else:
-            ports |= self._ends(turn - 1)
-        return Differences(frozenset(ports), frozenset(scopes))
+        return Differences(frozenset(ports | self._ends(turn)), frozenset(scopes))
 
     def _differing(self, name: str) -> set[bytes]:
         now, before = self.table.raw_rows(name), self._rows.get(name, (b"", b""))
@@ -64,7 +62,7 @@ class Census:
         """Ports whose wire leads elsewhere than before."""
         keys, _ = self._rows.get("port_map", (b"", b""))
         ports = [rows_of.to_number(keys[at : at + 4]) for at in range(0, len(keys), 4)]
-        found = self.table.far_of_each(ports[turn :: _TURNS - 1])
+        found = self.table.far_of_each(ports[turn::_TURNS])
         changed = {port for port, far in found.items() if self._far.get(port, 0) != far}
         self._far.update(found)
         for gone in self._far.keys() - set(ports):

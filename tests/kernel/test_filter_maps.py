@@ -259,7 +259,7 @@ def test_a_census_tells_which_rows_somebody_changed(panel: PanelFilter) -> None:
     panel.put_wires(_wires(3))
     assert census.take() == Differences(frozenset({LINK, LINK + 1, 7}), frozenset({SCOPE}))
     # Ends of wires and places for flows are asked for in turns.
-    for _ in range(3):
+    for _ in range(2):
         census.take()
     assert census.take() == Differences()
     panel.remove_wires(_wires(1))
@@ -269,8 +269,8 @@ def test_a_census_tells_which_rows_somebody_changed(panel: PanelFilter) -> None:
     panel.put_policy(_policy(SCOPE, refused=2))
     assert census.take() == Differences(scopes=frozenset({SCOPE}))
     panel.put_far(LINK, LINK)
-    assert Differences(ports=frozenset({LINK})) in [census.take() for _ in range(3)]
+    assert Differences(ports=frozenset({LINK})) in (census.take(), census.take())
     panel.remove_far(LINK)
-    assert Differences(ports=frozenset({LINK})) in [census.take() for _ in range(3)]
+    assert Differences(ports=frozenset({LINK})) in (census.take(), census.take())
     panel.remove_policy(SCOPE)
     assert census.take() == Differences(scopes=frozenset({SCOPE}))
