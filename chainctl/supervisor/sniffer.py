@@ -305,6 +305,7 @@ class Sniffer:
         """Boot time by which the thread should be awake again."""
         self._stalled = 0.0
         """Seconds by which it was late, all in all."""
+        self._heard_one = False
         self._stopped = False
         self._halt = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="sniffer", daemon=True)
@@ -515,11 +516,19 @@ class Sniffer:
                         self._process_ended(fd)
                     else:
                         self._hear(fd)
+                self._tell()
                 self._ask_due()
             except Exception as error:
                 # Without this thread every gate would stay shut for no reason anybody sees.
                 traceback.print_exception(error)
                 self._halt.wait(INTERVAL)
+
+    def _tell(self) -> None:
+        """Who waits for answers, once for all that came together."""
+        if self._heard_one:
+            with self._changed:
+                self._heard_one = False
+                self._changed.notify_all()
 
     def _awaken(self) -> list[tuple[int, int]]:
         """Sleep until something comes or is due; the descriptors of what came."""
@@ -761,7 +770,7 @@ class Sniffer:
             reading.sizes |= {asked.size}
         for outer in watch.outer:
             self._spare(outer, now)
-        self._changed.notify_all()
+        self._heard_one = True
 
     def _spare(self, outer: _Watch, now: float) -> None:
         """It carried a question and its answer, so it need not be asked itself."""
