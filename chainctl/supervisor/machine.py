@@ -276,7 +276,9 @@ class Machine:
         return replace(seen, made=self._docker.network_made(docker_network(name)) is not None)
 
     def neighbours(self, chain: Chain) -> list[Neighbour]:
-        """Who was heard of in the networks of the chain's clients, sorted."""
+        """Who was heard of in the networks of the chain's clients, sorted; nobody while there is no
+        gateway. They are shown and nothing is decided by them.
+        """
         links = {lan.link for lan in chain.lans}
         with suppress(ChainctlError, OSError):
             seen = self.namespaces.call(chain.gateway, _neighbours)

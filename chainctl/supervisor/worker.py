@@ -752,33 +752,38 @@ class Worker(Rotating):
         if chain is None:
             if now >= self._retry_at:
                 self._adopt()
-        elif (chain := self._follow_containers(chain)) and self.state.problem is None:
-            # This process was stopped, or the machine slept: who knows what was done.
-            if now - self._seen_at > FRESH and self._repair(chain, wanted):
-                return
-            if self._change_over(chain):
-                chain = self._chain
-            self._keep_gate(chain, wanted, now)
-            changed = self._tend(chain)
-            if changed is not None:
-                self._take_new_addresses(chain, changed, wanted)
-                return
-            if self._retire_what_is_over(chain):
-                chain = self._chain
-            dead = outermost_dead(
-                [self._sniffer.reading(self._key(h)) for h in chain.hops],
-                now,
-                threshold=self._known.spec.health.phi,
-            )
-            if self._disturbed.is_set() or self._is_silent_for_reasons_unknown(chain, dead):
-                self._repair(chain, wanted)
-            elif dead is not None:
-                if not self._held():
-                    self._fail_over(chain, chain.hops[dead])
-            elif self._gate_is_open(chain):
-                self.rests = not self._rotate_what_is_due(chain) and self._may_rest(chain)
+            return
+        chain = self._follow_containers(chain)
+        if self.state.problem is None:
+            self._look_after(chain, wanted, now)
         elif now >= self._retry_at:
             self._recover(chain, wanted)
+
+    def _look_after(self, chain: Chain, wanted: Wanted, now: float) -> None:
+        # This process was stopped, or the machine slept: who knows what was done.
+        if now - self._seen_at > FRESH and self._repair(chain, wanted):
+            return
+        if self._change_over(chain):
+            chain = self._chain
+        self._keep_gate(chain, wanted, now)
+        changed = self._tend(chain)
+        if changed is not None:
+            self._take_new_addresses(chain, changed, wanted)
+            return
+        if self._retire_what_is_over(chain):
+            chain = self._chain
+        dead = outermost_dead(
+            [self._sniffer.reading(self._key(h)) for h in chain.hops],
+            now,
+            threshold=self._known.spec.health.phi,
+        )
+        if self._disturbed.is_set() or self._is_silent_for_reasons_unknown(chain, dead):
+            self._repair(chain, wanted)
+        elif dead is not None:
+            if not self._held():
+                self._fail_over(chain, chain.hops[dead])
+        elif self._gate_is_open(chain):
+            self.rests = not self._rotate_what_is_due(chain) and self._may_rest(chain)
 
     def _follow_containers(self, chain: Chain) -> Chain:
         """Let published ports lead where their containers are, and the network of the chain's
