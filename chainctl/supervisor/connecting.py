@@ -42,6 +42,13 @@ SLICE = 0.5
 """Seconds for which a tunnel is asked before one looks whether it is still connected."""
 _DOUBTFUL = 3.0
 """Seconds without an answer after which a connection that was there before is made anew."""
+_SESSION = 180.0
+"""Seconds from its handshake after which WireGuard takes and sends nothing any more
+(REJECT_AFTER_TIME, section 6.1 of the paper). Its next attempts are 5 s apart, and each hop's can
+only succeed after those of the hops outside it.
+"""
+_SHAKEN = 10.0
+"""Seconds for which a guard is not asked for another handshake: others are tried meanwhile."""
 _STALE = 20.0
 """Seconds of silence after which a client that thinks it is connected starts over. A server that
 was started anew does not know it, and over UDP says nothing."""
@@ -63,6 +70,8 @@ class Connecting(ABC):
     """The newest candidate failed for that."""
     _connected: dict[Line, float]
     """Since when each client is connected, or was when it ended; seconds since 1970."""
+    _shaken: dict[str, float]
+    """Hop -> boot time at which its handshake was begun anew after an outage."""
     _moved: dict[str, float]
     """Hop -> boot time at which what goes through it came to go another way."""
 
@@ -213,7 +222,7 @@ class Connecting(ABC):
         """A hop that is silent because it connects anew by itself, within a moment."""
         tunnel = hop.tunnel
         if tunnel.engine is not Engine.OPENVPN:
-            return False
+            return self._session_has_ended(chain, hop)
         status = self._machine.openvpn_status(chain, hop, tunnel)
         if status is None:
             return False
@@ -225,6 +234,26 @@ class Connecting(ABC):
             self._machine.go_on(chain, hop, tunnel)
         silence = clock.boot_seconds() - self._reading(hop).last_heard
         return moved or (not status.handshake and silence < _GRACE)
+
+    def _session_has_ended(self, chain: Chain, hop: Hop) -> bool:
+        """With WireGuard, because nothing came through what is outside it for so long. When that
+        is back, its server gets a moment to answer another handshake; the guard's gets it before
+        any other one is tried.
+        """
+        now = clock.boot_seconds()
+        shaken = self._shaken.get(hop.name, 0.0)
+        if now - shaken < _GRACE:
+            return True
+        back = [self._reading(outer).back_since for outer in chain.hops[: hop.number - 1]]
+        if shaken >= max(back, default=now - _SHAKEN):
+            return False
+        status = self._machine.tunnel_status(chain, hop)
+        handshake = status.handshake if status else None
+        if handshake is None or clock.wall_seconds() - handshake < _SESSION:
+            return False
+        self._shaken[hop.name] = now
+        self._machine.shake_anew(chain, hop, hop.tunnel)
+        return True
 
     def _was_cut(self, chain: Chain, hop: Hop, status: OpenVpnStatus) -> bool:
         """With another way to it, a server refuses what is left of the connection before."""

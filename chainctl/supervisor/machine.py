@@ -706,14 +706,12 @@ class Machine:
             self._openvpn(chain.client_name(hop, tunnel.slot)).start_over()
 
     def shake_anew(self, chain: Chain, hop: Hop, tunnel: Tunnel) -> None:
-        """Have a WireGuard tunnel that never had a session begin its handshake now."""
+        """Have a WireGuard tunnel that has no session begin its handshake now."""
         name, ns, link = chain.client_name(hop, tunnel.slot), chain.namespace(hop), tunnel.slot.link
         config = tunnel.config
         assert isinstance(config, WireGuardConfig), "OpenVPN starts over"
         with suppress(ChainctlError):
-            device = self._wireguard(name, ns, link, tunnel.engine)
-            if device.read().handshake is None:
-                device.shake_anew(config)
+            self._wireguard(name, ns, link, tunnel.engine).shake_anew(config)
 
     def take_leave(self, steps: Iterable[Step]) -> None:
         """Tell servers that their tunnels end with these steps, while there is a way to them."""

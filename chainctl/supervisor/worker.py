@@ -184,6 +184,7 @@ class Worker(Rotating):
         self._doubted = {}
         self._connected = {}
         self._moved = {}
+        self._shaken = {}
         self._swept_every = 0.0
         self._held_open_at = 0.0
         self._unproved = ""
@@ -669,7 +670,9 @@ class Worker(Rotating):
         outer = chain.hops[: hop.number - 1]
         if not waits and any(each.tunnel.engine is Engine.OPENVPN for each in outer):
             # Its first attempt was made when there was no way out of the hop outside it yet.
-            self._machine.shake_anew(chain, hop, hop.tunnel)
+            status = self._machine.tunnel_status(chain, hop)
+            if status is not None and status.handshake is None:
+                self._machine.shake_anew(chain, hop, hop.tunnel)
         while (left := deadline - self._sniffer.awake_seconds()) > 0:
             if waits and not self._connect(chain, hop, hop.tunnel, patience=left):
                 raise AddressIsNew

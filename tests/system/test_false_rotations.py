@@ -11,9 +11,9 @@ import pytest
 
 from tests.system.troubles import SATURATED, TOGETHER, Found, Trouble, endure
 
-pytestmark = [pytest.mark.root, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.root, pytest.mark.timeout(480)]
 
-SECONDS = 20.0
+SECONDS = 120.0
 
 
 @pytest.fixture(scope="module")

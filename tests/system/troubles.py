@@ -50,8 +50,12 @@ class Trouble:
     block: int = 1200
     standby: str = ""
     """The hop with a standby, which takes over on less than a certainty."""
+    shortest: float = 0.0
+    """Seconds that it has to last for all to happen that can come of it."""
 
 
+WIREGUARD_SESSION = 180.0
+"""Seconds after which a session that was not renewed is of no use (REJECT_AFTER_TIME)."""
 TOGETHER = (
     Trouble("lossy", lose, rate=500.0, standby="exit"),
     Trouble("slower", delay),
@@ -60,6 +64,7 @@ TOGETHER = (
         "unplugged",
         lambda chain: chain.lab.set_uplink(False),
         lambda chain: chain.lab.set_uplink(True),
+        shortest=WIREGUARD_SESSION + 20.0,
     ),
     Trouble("mute", mute),
 )
@@ -82,7 +87,7 @@ class Found:
 
 
 def endure(trouble: Trouble, seconds: float) -> Found:
-    """A chain of its own in this trouble for so long."""
+    """A chain of its own in this trouble for so long at least."""
     name, standby = f"f{trouble.name[:8]}", trouble.standby
     with chain_lab(name, spares=3, up=False, more="", standby=standby) as chain:
         if trouble.from_the_start:
@@ -95,7 +100,7 @@ def endure(trouble: Trouble, seconds: float) -> Found:
             flood.run(1.0)
             if not trouble.from_the_start:
                 trouble.begin(chain)
-            flood.run(seconds)
+            flood.run(max(seconds, trouble.shortest))
             trouble.end(chain)
             whole = chain.drill.wait_whole(time.time())
         return Found(before, chain.servers, chain.drill.events(known), flood.report, whole)
