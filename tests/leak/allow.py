@@ -103,7 +103,8 @@ class Farewell:
     """The end of a TCP connection, with nothing in it, from one of these servers.
 
     The kernel of a server repeats it for as long as nobody confirms it, whatever has become of
-    the chain that the connection belonged to. Nothing to a server is legal by this.
+    the chain that the connection belonged to. To a server only the reset is legal by this that
+    says there is no such connection.
     """
 
     senders: frozenset[str]
@@ -111,11 +112,14 @@ class Farewell:
     def permits(self, data: bytes, packet: Packet) -> bool:
         if packet.ethertype != IPV4 or packet.options or packet.fragment:
             return False
-        if packet.protocol != TCP or str(IPv4Address(packet.source)) not in self.senders:
+        if packet.protocol != TCP:
             return False
         header = data[packet.body : packet.end]
-        ends = len(header) >= 20 and header[13] & (_FIN | _RST)
-        return bool(ends) and len(header) == header[12] >> 4 << 2
+        if len(header) < 20 or len(header) != header[12] >> 4 << 2:
+            return False
+        if str(IPv4Address(packet.source)) in self.senders:
+            return bool(header[13] & (_FIN | _RST))
+        return str(IPv4Address(packet.destination)) in self.senders and bool(header[13] & _RST)
 
 
 @dataclass(frozen=True)

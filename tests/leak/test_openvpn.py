@@ -43,7 +43,10 @@ def _forget_connections() -> None:
 
 
 def take(rig: ChainRig, mix: tuple[str, ...]) -> None:
-    """Write the chain file that uses these kinds of servers, guard first."""
+    """Write the chain file that uses these kinds of servers, guard first. The chain before goes
+    down, or its packets would be remembered again after the servers were told to forget them.
+    """
+    rig.chainctl("down")
     rig.former |= {address for address, _ in rig.endpoints}
     rig.servers = [
         next(s for s in rig.lab.servers if (s.plan.hop, s.plan.via) == (hop, way))
@@ -63,7 +66,6 @@ def take(rig: ChainRig, mix: tuple[str, ...]) -> None:
 def test_each_wire_carries_its_one_tuple(
     mixed: ChainRig, oracle: Oracle, mix: tuple[str, ...]
 ) -> None:
-    """Also while the chain becomes this one out of another."""
     take(mixed, mix)
     mixed.up()
     mixed.wait_open()

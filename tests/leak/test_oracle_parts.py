@@ -265,20 +265,24 @@ def test_a_packet_of_a_tun_device_has_no_ethernet_header() -> None:
 
 
 @pytest.mark.parametrize(
-    ("source", "flags", "payload", "may"),
+    ("source", "destination", "flags", "payload", "may"),
     [
-        ("5.8.0.10", 0x11, b"", True),
-        ("5.8.0.10", 0x04, b"", True),
-        ("5.8.0.10", 0x10, b"", False),
-        ("5.8.0.10", 0x11, b"data", False),
-        ("192.0.2.2", 0x11, b"", False),
+        ("5.8.0.10", "5.7.0.10", 0x11, b"", True),
+        ("5.8.0.10", "5.7.0.10", 0x04, b"", True),
+        ("5.8.0.10", "5.7.0.10", 0x10, b"", False),
+        ("5.8.0.10", "5.7.0.10", 0x11, b"data", False),
+        ("192.0.2.2", "5.7.0.10", 0x11, b"", False),
+        ("5.7.0.10", "5.8.0.10", 0x04, b"", True),
+        ("5.7.0.10", "5.8.0.10", 0x11, b"", False),
+        ("5.7.0.10", "5.8.0.10", 0x04, b"data", False),
+        ("5.7.0.10", "5.6.0.10", 0x04, b"", False),
     ],
 )
-def test_a_server_may_say_goodbye_and_nothing_more(
-    source: str, flags: int, payload: bytes, may: bool
+def test_a_server_may_say_goodbye_and_be_told_that_nobody_is_there(
+    source: str, destination: str, flags: int, payload: bytes, may: bool
 ) -> None:
     segment = struct.pack(">HHIIBBHHH", 443, 20002, 1, 1, 5 << 4, flags, 0, 0, 0) + payload
-    ends = (IPv4Address(one).packed for one in (source, "5.7.0.10"))
+    ends = (IPv4Address(one).packed for one in (source, destination))
     head = struct.pack(">BBHHHBBH4s4s", 0x45, 0, 20 + len(segment), 0, 0, 64, 6, 0, *ends)
     frame = bytes(12) + b"\x08\x00" + head + segment
     assert Farewell(frozenset(["5.8.0.10"])).permits(frame, parse(frame)) is may
