@@ -133,7 +133,8 @@ def judge_silent(evidence: Evidence) -> Verdict:
     if shaken or answered:
         what = "shakes hands" if shaken else "its server sends something"
         return Verdict(Fault.PAYLOAD, f"{what} but carries no packets: {counted}")
-    if evidence.says_handshakes and evidence.handshake_age is None:
+    # One that was begun anew after an outage has none either.
+    if evidence.says_handshakes and evidence.handshake_age is None and not reading.last_heard:
         unknown = "; never shook hands: no server there, or not with this key"
         return Verdict(Fault.DEAD, counted + unknown)
     return Verdict(Fault.DEAD, counted)

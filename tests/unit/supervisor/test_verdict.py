@@ -144,6 +144,7 @@ def evidence(reading: Reading, **more: object) -> Evidence:
 
 
 OLD = silent(NOW - 10)
+NEVER = Reading(sent=3, unanswered=3)
 SENT_IN = replace(OLD, passage=Passage(looked=NOW, outer_received=1000))
 
 SILENT = [
@@ -155,9 +156,10 @@ SILENT = [
     ("payload", evidence(SENT_IN), "its server sends something but carries no packets"),
     ("dead", evidence(SENT_IN, shares_link=True), "200 sent, 0 heard for 10.2 s; guard is fine"),
     ("dead", evidence(OLD, handshake_age=60.0, says_handshakes=True), "200 sent, 0 heard"),
-    ("dead", evidence(OLD, says_handshakes=True), "never shook hands: no server there, or not"),
+    ("dead", evidence(OLD, says_handshakes=True), "200 sent, 0 heard for 10.2 s; guard is fine"),
+    ("dead", evidence(NEVER, says_handshakes=True), "never shook hands: no server there, or not"),
     ("dead", evidence(OLD, outer=""), "200 sent, 0 heard for 10.2 s"),
-    ("dead", evidence(Reading(sent=3, unanswered=3)), "3 sent, nothing heard yet; guard is"),
+    ("dead", evidence(NEVER), "3 sent, nothing heard yet; guard is"),
 ]
 
 
@@ -191,14 +193,15 @@ def test_what_a_server_sends_has_to_be_more_than_what_was_on_its_way() -> None:
 
 
 def test_only_a_handshake_after_the_silence_began_says_something() -> None:
-    def judged(age: float | None, says: bool = True) -> str:
-        known = evidence(OLD, handshake_age=age, says_handshakes=says)
+    def judged(age: float | None, says: bool = True, reading: Reading = OLD) -> str:
+        known = evidence(reading, handshake_age=age, says_handshakes=says)
         return judge_silent(known).text
 
     assert judged(9.9).startswith("shakes hands but")
     assert not judged(10.0).startswith("shakes hands")
-    assert "never shook hands" in judged(None)
-    assert "never shook hands" not in judged(None, says=False)
+    assert "never shook hands" in judged(None, reading=NEVER)
+    assert "never shook hands" not in judged(None, says=False, reading=NEVER)
+    assert "never shook hands" not in judged(None), "it did, before it was begun anew"
     assert "never shook hands" not in judged(60.0)
 
 
