@@ -777,7 +777,9 @@ class Sniffer:
         if outer.reading.silent_since or not outer.reading.last_heard:
             return
         outer.through = now
-        if self._interval(outer, now) >= _IDLE_INTERVAL:
+        # What somebody waits for, or is due already, is asked all the same.
+        wanted = outer.waiting or outer.due <= now
+        if not wanted and self._interval(outer, now) >= _IDLE_INTERVAL:
             seldom = outer.asked + _SELDOM
             outer.due = max(outer.due, _on_grid(min(now + _UNLESS_SPARED, seldom)))
 

@@ -329,6 +329,12 @@ def test_the_hops_outside_are_asked_when_the_innermost_falls_silent(
     # Alone it would be asked as often as the exit. One that is late has it asked once more.
     assert guard.sent <= asked + 3
     assert clock.boot_seconds() - guard.last_heard < 2.0
+    with sniffer._changed:
+        # Somebody wants to hear of it now, and an answer of the exit is taken first.
+        watch, now = sniffer._watches["U/guard"], clock.boot_seconds()
+        watch.due = now
+        sniffer._spare(watch, now)
+        assert watch.due == now
     wire.server("ip link set far1 down")
     _until(lambda: sniffer.reading("U/guard").sent >= guard.sent + 3)
     _until(lambda: sniffer.reading("U/guard").answered > sniffer.reading("U/exit").silent_since > 0)
