@@ -256,7 +256,9 @@ class _Watch:
     pending: dict[int, _Asked] = field(default_factory=dict)
     """By sequence."""
     waiting: int = 0
-    """How many callers wait for an answer now: ask fast."""
+    """How many callers wait for an answer now: ask fast until there is one."""
+    awaited_from: float = 0.0
+    """Boot time of the oldest question whose answer is of use to them; infinite: they say when."""
     scheduled: float = math.inf
     """Boot time of the earliest of its entries in the heap."""
     gone: bool = False
@@ -458,6 +460,7 @@ class Sniffer:
             watches = {key: self._watches[key] for key in keys if key in self._watches}
             for watch in watches.values():
                 watch.waiting += 1
+                watch.awaited_from = begun
                 self._ask_soon(watch, 0.0)
             self._wake()
             silent = set(watches)
@@ -487,6 +490,7 @@ class Sniffer:
             self._notice_stall(clock.boot_seconds())
             watch.reading.sizes = frozenset()
             watch.waiting += 1
+            watch.awaited_from = math.inf
             try:
                 self._ask_soon(watch, 0.0)
                 self._wake()
@@ -676,7 +680,8 @@ class Sniffer:
         ):
             watch.alarm()
             return watch.place.interval
-        if watch.waiting or overdue:
+        # Who has answered is not asked fast until the last of a thousand others has, too.
+        if overdue or (watch.waiting and reading.answered < watch.awaited_from):
             return BURST_INTERVAL
         return self._interval(watch, now)
 
