@@ -272,7 +272,10 @@ def _server_place(server: ServerPlan) -> Place:
     question come from this server. What it encrypts goes out without DF, as from the kernel's
     WireGuard, which providers run (drivers/net/wireguard/socket.c): with DF, the first large
     answer through an outer tunnel would be lost. What its conntrack thinks is no part of a
-    connection (after a long silence, say) would go out with the customer's inner address.
+    connection (after a long silence, say) would go out with the customer's inner address. A
+    datagram to a port of nobody's is refused before conntrack keeps it: a server further inside
+    that still sends into a tunnel of an earlier chain would hold that tunnel's tuple, and the
+    next chain's would be given another source port.
     """
     arriving = f'iifname "{server.link}" ip daddr {server.tunnel.ip}'
     asked = f"{arriving} meta l4proto {{ tcp, udp }} th dport 53"
@@ -281,6 +284,10 @@ table ip lab {{
     chain prerouting {{
         type nat hook prerouting priority dstnat
         {asked} dnat to {TARGET.ip}
+    }}
+    chain input {{
+        type filter hook input priority filter
+        iifname "eth0" ct state new udp dport != {server.port} reject
     }}
     chain forward {{
         type filter hook forward priority filter
