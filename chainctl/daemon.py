@@ -7,6 +7,7 @@ the kernel frees on any death. The socket answers root only (SO_PEERCRED).
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ import socket
 import socketserver
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -33,27 +35,45 @@ _LOCK = "\0chainctl supervisor"
 _TAKES_LONG = frozenset({"up", "down", "open", "rotate", "sweep", "plan"})
 """Requests that may work for longer than a command waits for a word."""
 _BUSY_EVERY = 2.0
+_ENDS_WITHIN = 2.0
+"""Seconds from the last word of a supervisor that ends until its lock is free; takes 0.1."""
+
+
+def _bound(lock: socket.socket) -> bool:
+    try:
+        lock.bind(_LOCK)
+    except OSError:
+        return False
+    return True
+
+
+def _listens(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(_ENDS_WITHIN)
+        # A timeout: there is one that accepts nobody.
+        return probe.connect_ex(os.fspath(path)) in (0, errno.EAGAIN)
 
 
 @contextlib.contextmanager
-def supervisor(settings: Settings, *, until_idle: bool = False) -> Iterator[Supervisor]:
+def supervisor(settings: Settings) -> Iterator[Supervisor]:
     """The one supervisor of this network namespace. Raises LookAgain C505 when there is one.
 
-    `until_idle`: when no chain is wanted in the end, nothing stays in `run_dir`.
+    When no chain is wanted in the end, nothing stays in `run_dir`.
     """
     if os.geteuid() != 0:
         raise MendHost("C306", "this needs root", hint="run it again with sudo")
     ensure_dir(settings.run_dir, 0o700)
     ensure_dir(settings.state_dir, 0o700)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as lock:
-        try:
-            lock.bind(_LOCK)
-        except OSError:
-            raise LookAgain(
-                "C505",
-                "another supervisor is running on this machine",
-                hint="chainctl status",
-            ) from None
+        deadline = time.monotonic() + _ENDS_WITHIN
+        while not _bound(lock):
+            if _listens(settings.socket_path) or time.monotonic() > deadline:
+                raise LookAgain(
+                    "C505",
+                    "another supervisor is running on this machine",
+                    hint="chainctl status",
+                )
+            time.sleep(0.01)
         # Who holds the lock knows that these were left by one that was killed.
         settings.socket_path.unlink(missing_ok=True)
         settings.pid_path.unlink(missing_ok=True)
@@ -68,7 +88,7 @@ def supervisor(settings: Settings, *, until_idle: bool = False) -> Iterator[Supe
             # While the lock is held: the next supervisor makes these anew.
             settings.socket_path.unlink(missing_ok=True)
             settings.pid_path.unlink(missing_ok=True)
-            if until_idle and idle:
+            if idle:
                 sweep_out(settings)
 
 
@@ -80,24 +100,27 @@ def serve(
 ) -> None:
     """Answer requests until SIGTERM or SIGINT; chains stay as they are.
 
-    `until_idle`: also end when the last chain was taken down, and leave nothing in `run_dir`.
-    `then` runs once the socket listens, in the calling thread (for `up --foreground`).
+    `until_idle`: also end when the last chain was taken down or the first one was refused.
+    `then` runs once the socket listens, in the calling thread (for `up --foreground`); what it
+    raises ends the supervisor.
     """
     share_one_arena()
     descriptors.allow_all()
-    with _wake_up_calls() as (listen, wake), supervisor(settings, until_idle=until_idle) as running:
+    with _wake_up_calls() as (listen, wake), supervisor(settings) as running:
         settings.pid_path.write_text(f"{os.getpid()}\n")
         with _Server(str(settings.socket_path), running, wake, until_idle) as server:
             settings.socket_path.chmod(0o600)
             thread = threading.Thread(target=server.serve_forever, name="api", daemon=True)
             thread.start()
-            running.adopt_all()
-            if then is not None:
-                then(running)
-            # Somebody may bring a chain up right after the last one went down.
-            while not listen() and not running.idle:
-                pass
-            server.shutdown()
+            try:
+                running.adopt_all()
+                if then is not None:
+                    then(running)
+                # Somebody may bring a chain up right after the last one went down.
+                while not listen() and not server.nothing_to_do:
+                    pass
+            finally:
+                server.shutdown()
 
 
 @contextlib.contextmanager
@@ -144,7 +167,7 @@ def answer(running: Supervisor, request: Facts, send: Send) -> Any:
             for name in found:
                 running.down(name, progress)
             running.clear()
-            return {"down": found, "ending": False}
+            return {"down": found}
         case {"do": "close", "chain": str(name)}:
             running.close_gate(name)
             return running.status(name)
@@ -211,6 +234,31 @@ class _Server(socketserver.ThreadingUnixStreamServer):
         self.running = running
         self.wake = wake
         self.until_idle = until_idle
+        self._counting = threading.Lock()
+        self._coming_up = 0
+
+    @property
+    def nothing_to_do(self) -> bool:
+        """No chain is wanted, nor is anybody just asking for one."""
+        with self._counting:
+            return not self._coming_up and self.running.idle
+
+    def carry_out(self, request: Facts, send: Send) -> Facts:
+        """The last message about a request; it says `ending` when the supervisor ends after it."""
+        coming_up = request.get("do") == "up"
+        with self._counting:
+            self._coming_up += coming_up
+        try:
+            message = {"done": answer(self.running, request, send)}
+        except Exception as error:
+            message = {"error": describe_error(error)}
+        finally:
+            with self._counting:
+                self._coming_up -= coming_up
+        if request.get("do") in ("up", "down") and self.until_idle:
+            with contextlib.suppress(MendHost):  # A journal that can't be read: stay.
+                message["ending"] = self.nothing_to_do
+        return message
 
 
 class _Handler(socketserver.StreamRequestHandler):
@@ -225,14 +273,14 @@ class _Handler(socketserver.StreamRequestHandler):
         for line in self.rfile:
             try:
                 request = _parse_request(line)
-                with self._saying_busy(request):
-                    done = answer(self.server.running, request, self._send)
-                if request["do"] == "down" and self.server.until_idle and self.server.running.idle:
-                    done["ending"] = True
-                    self.server.wake()
-                self._send({"done": done})
-            except Exception as error:
+            except MendFile as error:
                 self._send({"error": describe_error(error)})
+                continue
+            with self._saying_busy(request):
+                message = self.server.carry_out(request, self._send)
+            self._send(message)
+            if message.get("ending"):
+                self.server.wake()
 
     @contextlib.contextmanager
     def _saying_busy(self, request: Facts) -> Iterator[None]:

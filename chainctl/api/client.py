@@ -57,6 +57,13 @@ class NotAnswering(LookAgain):
         )
 
 
+class NotRunning(LookAgain):
+    """There is none, or it ended before it heard what it was asked."""
+
+    def __init__(self) -> None:
+        super().__init__("C502", "no supervisor is running", hint="chainctl up")
+
+
 def is_running(settings: Settings, *, patience: float = PATIENCE) -> bool:
     """Also when it does not answer."""
     try:
@@ -78,15 +85,31 @@ def ask(
     """Send one request; `progress` gets each finished step, the answer is returned.
 
     `patience`: seconds without a word. Raises Reported for what the supervisor refused or
-    failed at, LookAgain C502 when none runs or it went away in the middle, C508 (NotAnswering)
-    when it says nothing, C509 when it is of a version that this one does not understand.
+    failed at, LookAgain C502 when none runs (NotRunning) or it went away in the middle, C508
+    (NotAnswering) when it says nothing, C509 when it is of a version that this one does not
+    understand.
     """
     try:
-        with _connect(settings, patience) as sock, sock.makefile(encoding="utf-8") as heard:
-            _agree(settings, _converse(sock, heard, {"do": "hello"}, progress))
-            return _converse(sock, heard, request, progress)["done"]
+        with _connect(settings, patience) as sock, _end_of_peer(sock) as wait_for_end:
+            with sock.makefile(encoding="utf-8") as heard:
+                hello = _converse(sock, heard, {"do": "hello"}, progress)
+                if hello is None:
+                    raise NotRunning
+                _agree(settings, hello)
+                message = _converse(sock, heard, request, progress)
+            if message is None:
+                raise LookAgain(
+                    "C502",
+                    "the supervisor went away before it was done",
+                    hint="run the command again: it goes on where it stopped",
+                )
+            if message.get("ending"):
+                wait_for_end()
     except TimeoutError:
         raise NotAnswering(settings) from None
+    if "error" in message:
+        raise Reported(message["error"])
+    return message["done"]
 
 
 def _agree(settings: Settings, answer: Facts) -> None:
@@ -105,21 +128,16 @@ def _agree(settings: Settings, answer: Facts) -> None:
 
 def _converse(
     sock: socket.socket, heard: IO[str], request: Facts, progress: Callable[[Facts], None]
-) -> Facts:
+) -> Facts | None:
+    """The last message about a request; None when the supervisor went away before."""
     for message in _messages(sock, heard, request):
         if "progress" in message:
             progress(message["progress"])
         elif "busy" in message:
             continue
-        elif request["do"] != "hello" and "error" in message:
-            raise Reported(message["error"])
         else:
             return message
-    raise LookAgain(
-        "C502",
-        "the supervisor went away before it was done",
-        hint="run the command again: it goes on where it stopped",
-    )
+    return None
 
 
 def _messages(sock: socket.socket, heard: IO[str], request: Facts) -> Iterator[Facts]:
@@ -131,15 +149,17 @@ def _messages(sock: socket.socket, heard: IO[str], request: Facts) -> Iterator[F
 
 
 @contextlib.contextmanager
-def watched(settings: Settings) -> Iterator[Callable[[], object]]:
-    """Yields what waits until the supervisor that runs now has ended, at most 10 s."""
+def _end_of_peer(sock: socket.socket) -> Iterator[Callable[[], object]]:
+    """Yields what waits until the supervisor behind a socket has ended, at most 10 s."""
+    credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+    pid, _, _ = struct.unpack("3i", credentials)
     try:
-        handle = os.pidfd_open(int(settings.pid_path.read_text()))
-    except (OSError, ValueError):
+        handle = os.pidfd_open(pid)
+    except OSError:  # It has just ended, or is in another pid namespace.
         yield lambda: None
         return
     try:
-        yield lambda: bool(select.select([handle], [], [], _END_PATIENCE))
+        yield lambda: select.select([handle], [], [], _END_PATIENCE)
     finally:
         os.close(handle)
 
@@ -188,7 +208,7 @@ def _connect(settings: Settings, patience: float) -> socket.socket:
         raise NotAnswering(settings) from None
     except OSError:
         sock.close()
-        raise LookAgain("C502", "no supervisor is running", hint="chainctl up") from None
+        raise NotRunning from None
     return sock
 
 

@@ -49,7 +49,13 @@ def up(file: Path, foreground: bool, as_json: bool) -> None:
         return
     if not client.is_running(settings):
         client.start(settings)
-    report_chains(request(settings, wish, as_json), as_json)
+    try:
+        chains = request(settings, wish, as_json)
+    except client.NotRunning:
+        # It has just ended: its last chain went down, or the first one was refused.
+        client.start(settings)
+        chains = request(settings, wish, as_json)
+    report_chains(chains, as_json)
 
 
 @click.command()
@@ -61,11 +67,7 @@ def down(chain: str | None, as_json: bool) -> None:
     settings = Settings.load()
     wish = {"do": "down", "chains": [] if chain is None else [chain]}
     if client.is_running(settings):
-        with client.watched(settings) as wait_for_end:
-            answer = request(settings, wish, as_json)
-            names = answer["down"]
-            if answer["ending"]:
-                wait_for_end()
+        names = request(settings, wish, as_json)["down"]
     else:
         names = _without_supervisor(settings, wish, as_json)["down"]
     if as_json:
@@ -188,7 +190,7 @@ def _without_supervisor(settings: Settings, wish: Facts, as_json: bool) -> Any:
         if not as_json:
             _print_step(message["progress"])
 
-    with daemon.supervisor(settings, until_idle=True) as running:
+    with daemon.supervisor(settings) as running:
         try:
             return daemon.answer(running, wish, send)
         except Exception as error:
@@ -207,7 +209,10 @@ def _serve_here(settings: Settings, wish: Facts, as_json: bool) -> None:
             )
             report_chains(chains, as_json, exit_by_health=False)
         except Exception as error:
-            _report_failure(daemon.describe_error(error), as_json)
+            facts = daemon.describe_error(error)
+            _report_failure(facts, as_json)
+            if running.idle:
+                raise click.exceptions.Exit(facts["exit_status"]) from None
 
     daemon.serve(settings, then=bring_up)
 

@@ -107,7 +107,6 @@ def machine() -> Iterator[Machine]:
         # The host learns its router's address from the first chain's packets, and keeps it.
         first.up()
         first.chainctl("down")
-        wait_until(lambda: not first.run_dir.exists())
         yield Machine(lab, snapshot(lab))
     finally:
         remove(name)
@@ -119,8 +118,7 @@ def up(machine: Machine) -> Iterator[Machine]:
     machine.up()
     yield machine
     machine.chainctl("down")
-    # The supervisor ends after it has answered.
-    wait_until(lambda: not machine.run_dir.exists())
+    assert not machine.run_dir.exists()
     assert_same(machine.before, snapshot(machine.lab))
 
 
@@ -176,6 +174,42 @@ class TestUp:
         assert "[C505] another supervisor is running" in said
         assert up.is_open()
         assert (up.fingerprint(), up.steps()) == (made, steps)
+
+
+class TestARefusedFirstUp:
+    @pytest.fixture
+    def broken(self, tmp_path: Path) -> Path:
+        path = tmp_path / "chain.yaml"
+        path.write_text("hobs: []\n")
+        return path
+
+    @pytest.mark.parametrize("options", [[], ["--foreground"]], ids=["", "foreground"])
+    def test_leaves_no_supervisor(self, machine: Machine, broken: Path, options: list[str]) -> None:
+        assert "hobs" in machine.chainctl("up", *options, str(broken), status=2)
+        assert not machine.run_dir.exists()
+        assert_same(machine.before, snapshot(machine.lab))
+        assert "OPEN" in machine.up()
+        machine.chainctl("down")
+        assert not machine.run_dir.exists()
+
+    def test_does_not_end_the_supervisor_of_another(self, machine: Machine, broken: Path) -> None:
+        """Whose profiles take it seconds to read."""
+        profiles = machine.lab.chain_file.parent / "profiles"
+        profile = next(profiles.glob("hop1/*.conf"))
+        with contextlib.ExitStack() as cleaning:
+            for number in range(900):
+                copy = profile.with_stem(f"copy{number}")
+                cleaning.callback(copy.unlink)
+                copy.write_bytes(profile.read_bytes())
+            words = [*CHAINCTL, "up", str(machine.lab.chain_file)]
+            with machine.lab.popen("host", words, stdout=-1) as process:
+                wait_until((machine.run_dir / "supervisor.sock").exists)
+                assert "hobs" in machine.chainctl("up", str(broken), status=2)
+                assert process.poll() is None, "too fast to prove anything"
+                said, _ = process.communicate(timeout=30)
+            assert process.returncode == 0
+            assert b"OPEN" in said
+        machine.chainctl("down")
 
 
 class TestDown:
