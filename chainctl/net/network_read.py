@@ -2,39 +2,48 @@
 
 Read by hand, as in `chainctl.net.rtnl_read`, which is about what we make ourselves: a host with 200
 chains has 200 legs, and pyroute2 takes a millisecond for each. The numbers are those of the
-kernel's include/uapi/linux/{if_link,if_addr,rtnetlink}.h.
+kernel's include/uapi/linux/{if,if_arp,if_link,if_addr,rtnetlink}.h.
 """
 
 from __future__ import annotations
 
 import socket
 import struct
-import sys
 from collections.abc import Callable, Container, Iterator, Mapping
 from ipaddress import ip_address, ip_interface, ip_network
-from pathlib import Path
 from typing import TypeAlias
 
+from chainctl.host import sysctl
 from chainctl.model.facts import AddressFacts, LinkFacts, Reading, RouteFacts
-from chainctl.net.netlink import dump, pack_attribute, parse_attributes
+from chainctl.net import rtnl_messages
+from chainctl.net.netlink import parse_attributes
+from chainctl.net.rtnl_messages import (
+    IFA_LOCAL,
+    IFLA_IFNAME,
+    IFLA_INFO_KIND,
+    IFLA_LINKINFO,
+    IFLA_MASTER,
+    IFLA_MTU,
+    RTA_DST,
+    RTA_GATEWAY,
+    RTA_MULTIPATH,
+    RTA_OIF,
+    RTA_PRIORITY,
+    RTA_TABLE,
+    RTN_UNICAST,
+    Message,
+    number,
+    text,
+)
 
-_GETLINK, _GETADDR, _GETROUTE = 18, 22, 26
-_IFINFO = struct.Struct("=BxHiII")
-_IFADDR = struct.Struct("=BBBBI")
-_ROUTE = struct.Struct("=8BI")
 _NEXT_HOP = struct.Struct("=HBBi")
+"""struct rtnexthop: its length, flags, hops, index of the link."""
 
-_EXT_MASK, _SKIP_STATISTICS = 29, 8
-_ADDRESS, _IFNAME, _MTU, _MASTER, _LINKINFO, _CARRIER = 1, 3, 4, 10, 18, 33
-_INFO_KIND = 1
+_IFLA_ADDRESS, _IFLA_CARRIER = 1, 33
 _ETHERNET = 1  # ARPHRD_ETHER
 _IFF_UP, _IFF_NOARP = 0x1, 0x80
-
-_LOCAL = 2
-
-_DST, _OIF, _GATEWAY, _PRIORITY, _MULTIPATH, _TABLE = 1, 4, 5, 6, 9, 15
+_IFA_ADDRESS = 1
 _LOCAL_TABLE = 255
-_UNICAST = 1
 _PROTO_RA = 9
 _ANYWHERE = {socket.AF_INET: bytes(4), socket.AF_INET6: bytes(16)}
 
@@ -49,34 +58,27 @@ def read_links(
     """What there is but for the links of which `left_out` is true of their names, with their
     addresses and the routes to them.
     """
-    mask = pack_attribute(_EXT_MASK, struct.pack("=I", _SKIP_STATISTICS))
-    seen = {
-        _IFINFO.unpack_from(body)[2]: (body, parse_attributes(body, _IFINFO.size))
-        for body in dump(link, _GETLINK, bytes(_IFINFO.size) + mask)
-    }
-    names = {index: _text(found[_IFNAME]) for index, (_, found) in seen.items()}
+    seen = {message[0][2]: message for message in rtnl_messages.links(link)}
+    names = {index: text(found, IFLA_IFNAME) for index, (_, found) in seen.items()}
     kept = {index: name for index, name in names.items() if not left_out(name)}
     readings = wireless(kept)
-    links = tuple(_link(*seen[index], names, readings[index]) for index in kept)
+    links = tuple(_link(seen[index], names, readings[index]) for index in kept)
     passed_over = names.keys() - kept.keys()
     return links, tuple(_addresses(link, kept)), tuple(_routes(link, kept, passed_over))
 
 
-def _link(
-    body: bytes, found: Mapping[int, bytes], names: Mapping[int, str], wireless: Reading
-) -> LinkFacts:
-    _, kind, _, flags, _ = _IFINFO.unpack_from(body)
-    name = _text(found[_IFNAME])
-    about = parse_attributes(found.get(_LINKINFO, b""))
+def _link(message: Message, names: Mapping[int, str], wireless: Reading) -> LinkFacts:
+    (_, kind, _, flags, _), found = message
+    name = text(found, IFLA_IFNAME)
     return LinkFacts(
         name=name,
-        kind=_text(about.get(_INFO_KIND, b"")),
+        kind=text(parse_attributes(found.get(IFLA_LINKINFO, b"")), IFLA_INFO_KIND),
         ethernet=kind == _ETHERNET and not flags & _IFF_NOARP,
         up=bool(flags & _IFF_UP),
-        carrier=any(found.get(_CARRIER, b"")),
-        mtu=_number(found.get(_MTU)),
-        mac=found.get(_ADDRESS, b"").hex(":"),
-        master=names.get(_number(found.get(_MASTER))),
+        carrier=any(found.get(_IFLA_CARRIER, b"")),
+        mtu=number(found, IFLA_MTU) or 0,
+        mac=found.get(_IFLA_ADDRESS, b"").hex(":"),
+        master=names.get(number(found, IFLA_MASTER) or 0),
         forwarding=_setting(name, "forwarding") == 1,
         rp_filter=max(_setting("all", "rp_filter"), _setting(name, "rp_filter")),
         wireless=wireless,
@@ -84,19 +86,17 @@ def _link(
 
 
 def _setting(link: str, key: str) -> int:
-    """An IPv4 setting of a link; /proc/sys/net answers for the reading thread's namespace."""
+    """An IPv4 setting of a link; 0 when the link has just gone."""
     try:
-        return int(Path(f"/proc/sys/net/ipv4/conf/{link}/{key}").read_text())
+        return int(sysctl.read(f"net/ipv4/conf/{link}/{key}") or 0)
     except OSError:
         return 0
 
 
 def _addresses(link: socket.socket, names: Mapping[int, str]) -> Iterator[AddressFacts]:
-    for body in dump(link, _GETADDR, bytes(_IFADDR.size)):
-        _, prefix, _, _, index = _IFADDR.unpack_from(body)
-        found = parse_attributes(body, _IFADDR.size)
+    for (_, prefix, _, _, index), found in rtnl_messages.addresses(link):
         # On a point-to-point link IFA_ADDRESS is the other side.
-        address = found.get(_LOCAL) or found.get(_ADDRESS)
+        address = found.get(IFA_LOCAL) or found.get(_IFA_ADDRESS)
         if address and index in names:
             yield AddressFacts(names[index], ip_interface((address, prefix)))
 
@@ -104,34 +104,25 @@ def _addresses(link: socket.socket, names: Mapping[int, str]) -> Iterator[Addres
 def _routes(
     link: socket.socket, names: Mapping[int, str], passed_over: Container[int]
 ) -> Iterator[RouteFacts]:
-    for body in dump(link, _GETROUTE, bytes(_ROUTE.size)):
-        family, prefix, _, _, table, protocol, _, kind, _ = _ROUTE.unpack_from(body)
-        found = parse_attributes(body, _ROUTE.size)
-        table = _number(found.get(_TABLE)) or table
+    for head, found in rtnl_messages.routes(link):
+        family, prefix, _, _, table, protocol, _, kind, _ = head
+        table = number(found, RTA_TABLE) or table
         index = _outgoing(found)
         # `local` are the addresses again.
         if table == _LOCAL_TABLE or family not in _ANYWHERE or index in passed_over:
             continue
         yield RouteFacts(
-            to=ip_network((found.get(_DST, _ANYWHERE[family]), prefix)),
-            link=names.get(index) if kind == _UNICAST else None,
-            gateway=ip_address(found[_GATEWAY]) if _GATEWAY in found else None,
+            to=ip_network((found.get(RTA_DST, _ANYWHERE[family]), prefix)),
+            link=names.get(index) if kind == RTN_UNICAST else None,
+            gateway=ip_address(found[RTA_GATEWAY]) if RTA_GATEWAY in found else None,
             table=table,
-            metric=_number(found.get(_PRIORITY)),
+            metric=number(found, RTA_PRIORITY) or 0,
             from_advertisement=protocol == _PROTO_RA,
         )
 
 
 def _outgoing(found: Mapping[int, bytes]) -> int:
     """The index of the link of a route; of several next hops the first."""
-    if _OIF not in found and _MULTIPATH in found:
-        return int(_NEXT_HOP.unpack_from(found[_MULTIPATH])[3])
-    return _number(found.get(_OIF))
-
-
-def _number(value: bytes | None) -> int:
-    return 0 if value is None else int.from_bytes(value, sys.byteorder)
-
-
-def _text(value: bytes) -> str:
-    return value.rstrip(b"\0").decode()
+    if RTA_OIF not in found and RTA_MULTIPATH in found:
+        return int(_NEXT_HOP.unpack_from(found[RTA_MULTIPATH])[3])
+    return number(found, RTA_OIF) or 0
