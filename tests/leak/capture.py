@@ -49,7 +49,10 @@ _HEADER = struct.Struct("=IIIIIIH2x4xIH2x8x4xiHB")
 """struct tpacket3_hdr and, behind it, struct sockaddr_ll."""
 
 _BLOCK_BYTES = 256 << 10  # Holds the largest frame there is, an aggregate of 64 KiB.
-_RETIRE_MS = 20
+_RETIRE_MS = 100
+"""After which a block with few frames counts as full: the ring holds as many times this as it has
+blocks, and a machine whose other work keeps the thread waiting for that long loses frames.
+"""
 _ETHERNET_LIKE = (1, 772)
 
 _RTMGRP_LINK = 1

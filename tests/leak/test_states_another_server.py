@@ -35,7 +35,7 @@ _TRIES = 5
 
 @pytest.fixture(scope="module")
 def running() -> Iterator[ChainLab]:
-    more = MANY_CHANGES.replace("{", "{drain: 3s, ")
+    more = MANY_CHANGES.replace("{", "{drain: 8s, ")
     with chain_lab("lrot", spares=3, offload=False, more=more) as chain:
         yield chain
 
