@@ -75,9 +75,12 @@ class Leak:
 
     def __str__(self) -> str:
         p = self.packet
-        maker = p.maker if isinstance(p.maker, str) else f"the client of hop {p.maker}"
-        ends = f"{p.source}:{p.source_port} to {p.destination}:{p.destination_port}"
-        return f"{ends}, made by {maker}, gets into {self.where}"
+        return self.said_of(f"{p.source}:{p.source_port} to {p.destination}:{p.destination_port}")
+
+    def said_of(self, what: str) -> str:
+        maker = self.packet.maker
+        by = maker if isinstance(maker, str) else f"the client of hop {maker}"
+        return f"{what}, made by {by}, gets into {self.where}"
 
 
 @dataclass(frozen=True)
@@ -117,6 +120,18 @@ class Reach:
 
     def leaks(self, world: World) -> set[Leak]:
         return _Look(self, world).leaks()
+
+    def kinds(self, world: World) -> frozenset[str]:
+        """Leaks without the difference between tunnels of one hop: who can forge the tuple of
+        the one gets no further with that of the other.
+        """
+        return frozenset(map(self._kind, self.leaks(world)))
+
+    def _kind(self, leak: Leak) -> str:
+        for (_, hop), flows in self._flows.items():
+            if leak.packet.ends in flows:
+                return leak.said_of(f"a tuple of hop {hop}")
+        return str(leak)
 
     def arrivals(self, world: World) -> set[Arrival]:
         """The control: what gets to where it belongs."""

@@ -192,7 +192,7 @@ def _check(
     whole: bool,
 ) -> None:
     # What something wants that was missing before, the next look finds.
-    found = bad_things(world, reach) if whole else {str(leak) for leak in reach.leaks(world)}
+    found = bad_things(world, reach) if whole else reach.kinds(world)
     wrong = (found | unproved(world, reach, whole=whole)) - allowed
     if wrong:
         raise WrongError(f"{when}: {sorted(wrong)[0]}")

@@ -33,7 +33,6 @@ from tests.unit.supervisor.checker import (
     Layout,
     Planner,
     WrongError,
-    bad_things,
     check_converges,
     check_goes_down,
     check_is_up,
@@ -173,7 +172,7 @@ def test_no_step_opens_what_was_shut(found: Found, data: st.DataObject) -> None:
             for hop in one.hops
             for tunnel in hop.tunnels
         }
-    allowed = bad_things(world, reach) | unproved(world, reach)
+    allowed = reach.kinds(world) | unproved(world, reach, whole=False)
     steps = list(acts(rotation))
     walked = walk_beside(world, rotation, reach, steps=steps, allowed=allowed, whole=False)
     *_, end = walked
