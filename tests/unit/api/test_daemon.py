@@ -283,7 +283,8 @@ from chainctl.settings import Settings
 try:
     client.start(Settings.load())
     print(client.ask(Settings.load(), {"do": "names"}, print))
-    print(client.ask(Settings.load(), {"do": "down", "chains": []}, print)["ending"])
+    print(client.ask(Settings.load(), {"do": "down", "chains": []}, print))
+    print(Settings.load().run_dir.exists())
 except ChainctlError as error:
     print(error)
 """
@@ -305,11 +306,8 @@ def _start(settings: Settings, *enter: str) -> str:
 @root
 def test_a_command_starts_a_supervisor_that_ends_with_the_last_chain(tmp_path: Path) -> None:
     settings = _settings(tmp_path)
-    assert _start(settings, "unshare", "--net").splitlines() == ["[]", "True"]
-    deadline = time.monotonic() + PATIENCE
-    while settings.run_dir.exists():
-        assert time.monotonic() < deadline, list(settings.run_dir.iterdir())
-        time.sleep(0.02)
+    said = _start(settings, "unshare", "--net").splitlines()
+    assert said == ["[]", "{'down': []}", "False"]
 
 
 @root
