@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import os
+import socket
 import subprocess
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +20,7 @@ from chainctl.model.wireguard import WireGuardConfig
 from chainctl.runtime.bundle import ClientSpec, wireguard_client
 from chainctl.runtime.runc import Clients
 from chainctl.runtime.runtime import Runtime
+from chainctl.runtime.wireguard import WireGuardDevice
 from chainctl.settings import Settings
 
 UIDS = {"left": 7_100_001, "right": 7_100_002}
@@ -27,6 +29,7 @@ INSIDE = {"left": IPv4Address("10.64.0.1"), "right": IPv4Address("10.64.0.2")}
 OTHER = {"left": "right", "right": "left"}
 PORT = 20064
 MTU = 1420
+PATIENCE = 10.0
 
 
 @dataclass
@@ -146,3 +149,36 @@ def configs(keepalive: int = 0) -> dict[str, WireGuardConfig]:
         )
         for side, other in OTHER.items()
     }
+
+
+def udp_echo(rig: Rig) -> bool:
+    """A datagram goes through the tunnel and comes back."""
+    ends = {}
+    for side in OTHER:
+        ends[side] = rig.namespaces.call(side, lambda: socket.socket(type=socket.SOCK_DGRAM))
+        ends[side].bind((str(INSIDE[side]), 7))
+        ends[side].settimeout(PATIENCE)
+    with ends["left"] as left, ends["right"] as right:
+        left.sendto(b"there", (str(INSIDE["right"]), 7))
+        right.sendto(b"and back", right.recvfrom(100)[1])
+        return left.recv(100) == b"and back"
+
+
+def session_outlives_the_same_configuration(
+    rig: Rig, left: WireGuardDevice, config: WireGuardConfig
+) -> None:
+    assert udp_echo(rig)
+    before = left.read().handshake
+    left.configure(config)
+    assert udp_echo(rig)
+    assert left.read().handshake == before
+
+
+def session_is_made_anew(rig: Rig, left: WireGuardDevice, config: WireGuardConfig) -> None:
+    assert udp_echo(rig)
+    before = left.read()
+    left.shake_anew(config)
+    assert udp_echo(rig)
+    after = left.read()
+    assert after.digest == before.digest
+    assert after.handshake != before.handshake

@@ -31,11 +31,21 @@ from chainctl.runtime.wireguard import WireGuardStatus
 from chainctl.runtime.wireguard_go import WireGuardGo
 from chainctl.runtime.wireguard_kernel import create_device, kernel_wireguard_available
 from chainctl.settings import Settings
-from tests.kernel.client_rig import INSIDE, MTU, OTHER, UIDS, Rig, configs, enter, status_of
+from tests.kernel.client_rig import (
+    MTU,
+    OTHER,
+    PATIENCE,
+    UIDS,
+    Rig,
+    configs,
+    enter,
+    session_is_made_anew,
+    session_outlives_the_same_configuration,
+    status_of,
+    udp_echo,
+)
 
 pytestmark = pytest.mark.root
-
-PATIENCE = 10.0
 
 
 @pytest.fixture(scope="module")
@@ -59,19 +69,6 @@ def eventually(what: Callable[[], object]) -> None:
     while not what():
         assert time.monotonic() < deadline, "it did not happen in time"
         select.select([], [], [], 0.01)
-
-
-def udp_echo(rig: Rig) -> bool:
-    """A datagram goes through the tunnel and comes back."""
-    ends = {}
-    for side in OTHER:
-        ends[side] = rig.namespaces.call(side, lambda: socket.socket(type=socket.SOCK_DGRAM))
-        ends[side].bind((str(INSIDE[side]), 7))
-        ends[side].settimeout(PATIENCE)
-    with ends["left"] as left, ends["right"] as right:
-        left.sendto(b"there", (str(INSIDE["right"]), 7))
-        right.sendto(b"and back", right.recvfrom(100)[1])
-        return left.recv(100) == b"and back"
 
 
 def start_both(
@@ -103,24 +100,12 @@ def test_two_clients_shake_hands_and_carry_packets(rig: Rig) -> None:
 
 def test_a_session_lives_on_when_the_same_configuration_is_set_again(rig: Rig) -> None:
     wanted = configs()
-    devices = start_both(rig, wanted)
-    assert udp_echo(rig)
-    before = devices["left"].read().handshake
-    devices["left"].configure(wanted["left"])
-    assert udp_echo(rig)
-    assert devices["left"].read().handshake == before
+    session_outlives_the_same_configuration(rig, start_both(rig, wanted)["left"], wanted["left"])
 
 
 def test_a_session_is_made_anew_on_demand(rig: Rig) -> None:
     wanted = configs()
-    devices = start_both(rig, wanted)
-    assert udp_echo(rig)
-    before = devices["left"].read()
-    devices["left"].shake_anew(wanted["left"])
-    assert udp_echo(rig)
-    after = devices["left"].read()
-    assert after.digest == before.digest
-    assert after.handshake != before.handshake
+    session_is_made_anew(rig, start_both(rig, wanted)["left"], wanted["left"])
 
 
 def test_a_link_that_was_down_loses_nothing(rig: Rig) -> None:

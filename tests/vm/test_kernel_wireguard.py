@@ -23,8 +23,17 @@ from chainctl.runtime.wireguard_kernel import (
     kernel_wireguard_available,
 )
 from chainctl.settings import Settings
-from tests.kernel.client_rig import INSIDE, MTU, OTHER, Rig, configs, enter
-from tests.kernel.test_runtime_client import udp_echo
+from tests.kernel.client_rig import (
+    INSIDE,
+    MTU,
+    OTHER,
+    Rig,
+    configs,
+    enter,
+    session_is_made_anew,
+    session_outlives_the_same_configuration,
+    udp_echo,
+)
 
 pytestmark = pytest.mark.vm
 
@@ -98,24 +107,14 @@ def test_a_session_lives_on_when_the_same_configuration_is_set_again(
     wanted = configs()
     for side in OTHER:
         devices[side].configure(wanted[side])
-    assert udp_echo(rig)
-    before = devices["left"].read().handshake
-    devices["left"].configure(wanted["left"])
-    assert udp_echo(rig)
-    assert devices["left"].read().handshake == before
+    session_outlives_the_same_configuration(rig, devices["left"], wanted["left"])
 
 
 def test_a_session_is_made_anew_on_demand(rig: Rig, devices: dict[str, KernelWireGuard]) -> None:
     wanted = configs()
     for side in OTHER:
         devices[side].configure(wanted[side])
-    assert udp_echo(rig)
-    before = devices["left"].read()
-    devices["left"].shake_anew(wanted["left"])
-    assert udp_echo(rig)
-    after = devices["left"].read()
-    assert after.digest == before.digest
-    assert after.handshake != before.handshake
+    session_is_made_anew(rig, devices["left"], wanted["left"])
 
 
 def test_what_was_configured_before_is_replaced_whole(
