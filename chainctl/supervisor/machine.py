@@ -676,12 +676,10 @@ class Machine:
 
     def tunnel_status(self, chain: Chain, hop: Hop) -> WireGuardStatus | OpenVpnStatus | None:
         """What the engine says of the hop's tunnel; None when it does not answer."""
-        tunnel = hop.tunnel
-        name, ns, link = chain.client_name(hop, tunnel.slot), chain.namespace(hop), tunnel.slot.link
         with suppress(ChainctlError):
-            if tunnel.engine is Engine.OPENVPN:
-                return self.openvpn_status(chain, hop, tunnel)
-            return self._wireguard(name, ns, link, tunnel.engine).read()
+            if hop.tunnel.engine is Engine.OPENVPN:
+                return self.openvpn_status(chain, hop, hop.tunnel)
+            return self._wireguard_of(chain, hop, hop.tunnel).read()
         return None
 
     def openvpn_status(self, chain: Chain, hop: Hop, tunnel: Tunnel) -> OpenVpnStatus | None:
@@ -707,11 +705,10 @@ class Machine:
 
     def shake_anew(self, chain: Chain, hop: Hop, tunnel: Tunnel) -> None:
         """Have a WireGuard tunnel that has no session begin its handshake now."""
-        name, ns, link = chain.client_name(hop, tunnel.slot), chain.namespace(hop), tunnel.slot.link
         config = tunnel.config
         assert isinstance(config, WireGuardConfig), "OpenVPN starts over"
         with suppress(ChainctlError):
-            self._wireguard(name, ns, link, tunnel.engine).shake_anew(config)
+            self._wireguard_of(chain, hop, tunnel).shake_anew(config)
 
     def take_leave(self, steps: Iterable[Step]) -> None:
         """Tell servers that their tunnels end with these steps, while there is a way to them."""
@@ -879,6 +876,10 @@ class Machine:
             )
         else:
             self._wireguard(name, ns, link, tunnel.engine).configure(config)
+
+    def _wireguard_of(self, chain: Chain, hop: Hop, tunnel: Tunnel) -> WireGuardDevice:
+        name, ns = chain.client_name(hop, tunnel.slot), chain.namespace(hop)
+        return self._wireguard(name, ns, tunnel.slot.link, tunnel.engine)
 
     def _wireguard(self, name: str, ns: NsName, link: str, engine: Engine) -> WireGuardDevice:
         if engine is Engine.KERNEL:

@@ -101,9 +101,8 @@ def _why(
 
 
 def _failing(chain: Chain, readings: dict[str, Reading], now: float) -> Hop | None:
-    known = [readings.get(hop.name, Reading()) for hop in chain.hops]
-    index = outermost_failing(known, now)
-    return None if index is None else chain.hops[index]
+    known = ((hop, readings.get(hop.name, Reading())) for hop in chain.hops)
+    return outermost_failing(known, now)
 
 
 def _hops(

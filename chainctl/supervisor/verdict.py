@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from chainctl.model.fault import Fault, Said
 from chainctl.supervisor.sniffer import Reading
 from chainctl.supervisor.suspicion import DEAD, is_dead
+
+T = TypeVar("T")
 
 FRESH = 2.0
 """Seconds after which a hop that was asked and did not answer counts as failing."""
@@ -23,20 +26,17 @@ def is_failing(reading: Reading, now: float) -> bool:
     return reading.asked_in_vain(now) >= FRESH
 
 
-def outermost_failing(readings: Sequence[Reading], now: float) -> int | None:
-    """Index of the hop to name when nothing may pass, `readings` being outside-in; None: all is
-    well.
+def outermost_failing(readings: Iterable[tuple[T, Reading]], now: float) -> T | None:
+    """The hop to name when nothing may pass, of hops outside-in with their readings; None: all
+    is well.
 
     The hops outside one that falls silent are asked only then. When they are silent too, the one
     to name is the outermost of them, although it was not yet asked for as long.
     """
-    if not any(is_failing(reading, now) for reading in readings):
+    known = list(readings)
+    if not any(is_failing(reading, now) for _, reading in known):
         return None
-    return next(
-        index
-        for index, reading in enumerate(readings)
-        if is_failing(reading, now) or reading.is_away(now)
-    )
+    return next(hop for hop, reading in known if is_failing(reading, now) or reading.is_away(now))
 
 
 def outermost_dead(

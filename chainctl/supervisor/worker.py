@@ -1037,9 +1037,8 @@ class Worker(Rotating):
 
     def _failing(self, chain: Chain) -> Hop | None:
         """The outermost hop that is silent; the ones inside it wait for it."""
-        readings = [self._reading(hop) for hop in chain.hops]
-        index = outermost_failing(readings, clock.boot_seconds())
-        return None if index is None else chain.hops[index]
+        readings = ((hop, self._reading(hop)) for hop in chain.hops)
+        return outermost_failing(readings, clock.boot_seconds())
 
     def _gate_is_open(self, chain: Chain) -> bool:
         return self._machine.gate_until(chain.number) > clock.boot_ns()

@@ -63,12 +63,17 @@ def test_a_hop_never_heard_fails() -> None:
 
 def test_the_outermost_of_those_that_are_silent_is_named() -> None:
     """The exit was asked first, the others only when it was overdue."""
-    assert outermost_failing([answering(), silent(NOW - 1.7), silent(NOW - 2.1)], NOW) == 1
-    assert outermost_failing([answering(), answering(), silent(NOW - 2.1)], NOW) == 2
-    assert outermost_failing([answering(), silent(NOW - 1.7), silent(NOW - 1.9)], NOW) is None
+    assert (
+        outermost_failing(enumerate([answering(), silent(NOW - 1.7), silent(NOW - 2.1)]), NOW) == 1
+    )
+    assert outermost_failing(enumerate([answering(), answering(), silent(NOW - 2.1)]), NOW) == 2
+    assert (
+        outermost_failing(enumerate([answering(), silent(NOW - 1.7), silent(NOW - 1.9)]), NOW)
+        is None
+    )
     one_lost = replace(answering(), silent_since=NOW - 0.2, questions=(NOW - 0.2,), unanswered=1)
-    assert outermost_failing([one_lost, silent(NOW - 2.1)], NOW) == 1
-    assert outermost_failing([], NOW) is None
+    assert outermost_failing(enumerate([one_lost, silent(NOW - 2.1)]), NOW) == 1
+    assert outermost_failing(enumerate([]), NOW) is None
 
 
 def test_nobody_is_blamed_while_all_answer() -> None:
