@@ -147,7 +147,7 @@ def _wireguard(hop: Hop, image: Image) -> ClientSpec:
 
 
 def _openvpn(hop: Hop, image: Image) -> ClientSpec:
-    """With what a chain tells it, but that it waits for nobody."""
+    """With what a chain tells it, but that it waits for nobody, and has no tuning of ours."""
     path = hop.server.profile
     (server,) = load_openvpn_profile(path)
     plan = hop.server.plan
@@ -162,7 +162,8 @@ def _openvpn(hop: Hop, image: Image) -> ClientSpec:
     lines = render_openvpn(
         config, link=hop.link, local=local, management=f"{OPENVPN_DIR}/m"
     ).splitlines()
-    text = "\n".join(line for line in lines if not line.startswith("management"))
+    ours = ("management", "fast-io")
+    text = "\n".join(line for line in lines if not line.startswith(ours))
     return openvpn_client(
         hop.link,
         netns=DIRECTORY / hop.namespace,
