@@ -7,13 +7,11 @@ the kernel frees on any death. The socket answers root only (SO_PEERCRED).
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
 import signal
 import socket
 import socketserver
-import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -25,6 +23,7 @@ from chainctl.errors import ChainctlError, LookAgain, MendFile, MendHost, StepFa
 from chainctl.host import descriptors
 from chainctl.host.files import ensure_dir
 from chainctl.host.memory import share_one_arena
+from chainctl.host.unix import connect, peer_of
 from chainctl.settings import Settings
 from chainctl.supervisor.supervisor import Supervisor
 
@@ -48,10 +47,13 @@ def _bound(lock: socket.socket) -> bool:
 
 
 def _listens(path: Path) -> bool:
-    with socket.socket(socket.AF_UNIX) as probe:
-        probe.settimeout(_ENDS_WITHIN)
-        # A timeout: there is one that accepts nobody.
-        return probe.connect_ex(os.fspath(path)) in (0, errno.EAGAIN)
+    try:
+        connect(path, timeout=_ENDS_WITHIN).close()
+    except (TimeoutError, BlockingIOError):
+        return True  # There is one that accepts nobody.
+    except OSError:
+        return False
+    return True
 
 
 @contextlib.contextmanager
@@ -265,9 +267,7 @@ class _Handler(socketserver.StreamRequestHandler):
     server: _Server
 
     def handle(self) -> None:
-        credentials = self.connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-        _, uid, _ = struct.unpack("3i", credentials)
-        if uid != 0:
+        if peer_of(self.connection).uid != 0:
             self._send({"error": describe_error(MendHost("C306", "this needs root"))})
             return
         for line in self.rfile:

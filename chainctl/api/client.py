@@ -17,6 +17,7 @@ from typing import IO, Any
 
 from chainctl import PROTOCOL, __version__
 from chainctl.errors import ChainctlError, LookAgain, MendHost
+from chainctl.host.unix import peer_of
 from chainctl.settings import Settings
 
 Facts = dict[str, Any]
@@ -151,10 +152,8 @@ def _messages(sock: socket.socket, heard: IO[str], request: Facts) -> Iterator[F
 @contextlib.contextmanager
 def _end_of_peer(sock: socket.socket) -> Iterator[Callable[[], object]]:
     """Yields what waits until the supervisor behind a socket has ended, at most 10 s."""
-    credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-    pid, _, _ = struct.unpack("3i", credentials)
     try:
-        handle = os.pidfd_open(pid)
+        handle = os.pidfd_open(peer_of(sock).pid)
     except OSError:  # It has just ended, or is in another pid namespace.
         yield lambda: None
         return

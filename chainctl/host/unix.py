@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import os
 import socket
+import struct
 import time
 from pathlib import Path
+from typing import NamedTuple
+
+_UCRED = struct.Struct("3i")
 
 
 def connect(path: Path, *, timeout: float) -> socket.socket:
@@ -26,6 +30,20 @@ def connect(path: Path, *, timeout: float) -> socket.socket:
     finally:
         os.close(folder)
     return stream
+
+
+class Peer(NamedTuple):
+    """struct ucred of unix(7), by this process's own namespaces; pid 0: not in them."""
+
+    pid: int
+    uid: int
+    gid: int
+
+
+def peer_of(stream: socket.socket) -> Peer:
+    """Who connected, or who listens where this end did."""
+    ucred = stream.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+    return Peer(*_UCRED.unpack(ucred))
 
 
 class Answers:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import base64
-import socket
-import struct
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
 from chainctl.errors import ChangeServer, LookAgain
-from chainctl.host.unix import Answers, connect
+from chainctl.host.unix import Answers, connect, peer_of
 from chainctl.model.chain import Engine
 from chainctl.model.wireguard import WireGuardConfig, key_bytes
 from chainctl.runtime.wireguard import EVERYTHING, NO_KEY, Reading, WireGuardStatus
@@ -140,10 +138,11 @@ def _bound_port(pid: int) -> int:
 
 
 def _exchange(path: Path, text: str) -> tuple[str, int]:
+    """The answer, and who gave it, by its pid here and not the one it has inside."""
     with connect(path, timeout=_PATIENCE) as connection:
         answers = Answers(connection, seconds=_PATIENCE, most=_MOST_BYTES)
         answers.send(text.encode())
-        return _read_answer(answers), _peer(connection)
+        return _read_answer(answers), peer_of(connection).pid
 
 
 def _read_answer(answers: Answers) -> str:
@@ -156,13 +155,6 @@ def _read_answer(answers: Answers) -> str:
 def _no_sense() -> LookAgain:
     """Without the error's own text, which may hold a key."""
     return LookAgain("C550", "wireguard-go answers what makes no sense")
-
-
-def _peer(connection: socket.socket) -> int:
-    """The process that listens, by its pid here and not the one it has inside (unix(7))."""
-    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-    pid, _, _ = struct.unpack("3i", credentials)
-    return int(pid)
 
 
 def _number(text: str) -> int:
