@@ -47,12 +47,10 @@ def up(file: Path, foreground: bool, as_json: bool) -> None:
     if foreground:
         _serve_here(settings, wish, as_json)
         return
-    if not client.is_running(settings):
-        client.start(settings)
     try:
         chains = request(settings, wish, as_json)
     except client.NotRunning:
-        # It has just ended: its last chain went down, or the first one was refused.
+        # Nor is one that was about to end: its last chain went down, or the first was refused.
         client.start(settings)
         chains = request(settings, wish, as_json)
     report_chains(chains, as_json)
