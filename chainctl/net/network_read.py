@@ -19,7 +19,6 @@ from chainctl.net import rtnl_messages
 from chainctl.net.netlink import parse_attributes
 from chainctl.net.rtnl_messages import (
     IFA_LOCAL,
-    IFLA_IFNAME,
     IFLA_INFO_KIND,
     IFLA_LINKINFO,
     IFLA_MASTER,
@@ -32,6 +31,7 @@ from chainctl.net.rtnl_messages import (
     RTA_TABLE,
     RTN_UNICAST,
     Message,
+    link_name,
     number,
     text,
 )
@@ -59,7 +59,7 @@ def read_links(
     addresses and the routes to them.
     """
     seen = {message[0][2]: message for message in rtnl_messages.links(link)}
-    names = {index: text(found, IFLA_IFNAME) for index, (_, found) in seen.items()}
+    names = {index: link_name(found) for index, (_, found) in seen.items()}
     kept = {index: name for index, name in names.items() if not left_out(name)}
     readings = wireless(kept)
     links = tuple(_link(seen[index], names, readings[index]) for index in kept)
@@ -69,7 +69,7 @@ def read_links(
 
 def _link(message: Message, names: Mapping[int, str], wireless: Reading) -> LinkFacts:
     (_, kind, _, flags, _), found = message
-    name = text(found, IFLA_IFNAME)
+    name = link_name(found)
     return LinkFacts(
         name=name,
         kind=text(parse_attributes(found.get(IFLA_LINKINFO, b"")), IFLA_INFO_KIND),

@@ -24,13 +24,14 @@ ROUTE = struct.Struct("=8BI")
 type, flags.
 """
 
-IFLA_IFNAME, IFLA_MTU, IFLA_MASTER, IFLA_LINKINFO = 3, 4, 10, 18
+IFLA_MTU, IFLA_MASTER, IFLA_LINKINFO = 4, 10, 18
 IFLA_INFO_KIND = 1
 IFA_LOCAL = 2
 RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_MULTIPATH, RTA_TABLE = 1, 4, 5, 6, 9, 15
 RTN_UNICAST = 1
 
 _GETLINK, _GETADDR, _GETROUTE = 18, 22, 26
+_IFLA_IFNAME = 3
 _EXT_MASK, _SKIP_STATISTICS = 29, 8
 _WITHOUT_STATISTICS = pack_attribute(_EXT_MASK, struct.pack("=I", _SKIP_STATISTICS))
 _U32 = struct.Struct("=I")
@@ -57,6 +58,11 @@ def routes(link: socket.socket, family: int = socket.AF_UNSPEC) -> Iterator[Mess
     return _parsed(ROUTE, dump(link, _GETROUTE, ROUTE.pack(family, *[0] * 8)))
 
 
+def link_name(found: Mapping[int, bytes]) -> str:
+    """Every message about a link has one."""
+    return _text(found[_IFLA_IFNAME])
+
+
 def number(found: Mapping[int, bytes], kind: int) -> int | None:
     """An attribute that is a 32-bit number; None when it is not there."""
     value = found.get(kind)
@@ -65,7 +71,11 @@ def number(found: Mapping[int, bytes], kind: int) -> int | None:
 
 def text(found: Mapping[int, bytes], kind: int) -> str:
     """An attribute that is a name; "" when it is not there."""
-    return found.get(kind, b"").rstrip(b"\0").decode()
+    return _text(found.get(kind, b""))
+
+
+def _text(value: bytes) -> str:
+    return value.rstrip(b"\0").decode()
 
 
 def _parsed(head: struct.Struct, bodies: Iterable[bytes]) -> Iterator[Message]:

@@ -17,7 +17,6 @@ from chainctl.net.netlink import ask, dump, pack_attribute, parse_attributes
 from chainctl.net.rtnl import AddressSeen, LinkSeen, RouteSeen, RuleSeen
 from chainctl.net.rtnl_messages import (
     IFA_LOCAL,
-    IFLA_IFNAME,
     IFLA_INFO_KIND,
     IFLA_LINKINFO,
     IFLA_MASTER,
@@ -31,6 +30,7 @@ from chainctl.net.rtnl_messages import (
     RTA_TABLE,
     RTN_UNICAST,
     Message,
+    link_name,
     number,
     text,
 )
@@ -140,10 +140,10 @@ def _link(message: Message) -> LinkSeen:
     kind = text(about, IFLA_INFO_KIND)
     return LinkSeen(
         index=index,
-        name=text(found, IFLA_IFNAME),
+        name=link_name(found),
         kind=kind,
         flags=flags,
-        mtu=number(found, IFLA_MTU) or 0,
+        mtu=int(_U32.unpack(found[IFLA_MTU])[0]),
         peer=number(found, _LINK),
         peer_nsid=number(found, _LINK_NETNSID),
         master=number(found, IFLA_MASTER),
