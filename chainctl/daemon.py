@@ -12,6 +12,7 @@ import os
 import signal
 import socket
 import socketserver
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -34,6 +35,8 @@ _LOCK = "\0chainctl supervisor"
 _TAKES_LONG = frozenset({"up", "down", "open", "rotate", "sweep", "plan"})
 """Requests that may work for longer than a command waits for a word."""
 _BUSY_EVERY = 2.0
+_SEND_PATIENCE = 5
+"""Seconds a client may leave its answer unread before it is hung up on."""
 _ENDS_WITHIN = 2.0
 """Seconds from the last word of a supervisor that ends until its lock is free; takes 0.1."""
 
@@ -227,7 +230,8 @@ def describe_error(error: BaseException) -> Facts:
 
 
 class _Server(socketserver.ThreadingUnixStreamServer):
-    daemon_threads = True
+    # What is asked is answered before the supervisor is taken apart: closing waits for handlers.
+    daemon_threads = False
 
     def __init__(
         self, path: str, running: Supervisor, wake: Callable[[], object], until_idle: bool
@@ -238,6 +242,27 @@ class _Server(socketserver.ThreadingUnixStreamServer):
         self.until_idle = until_idle
         self._counting = threading.Lock()
         self._coming_up = 0
+        self._connecting = threading.Lock()
+        self._open: set[socket.socket] = set()
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        # Before its thread runs: closing must not miss one.
+        with self._connecting:
+            self._open.add(request)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        with self._connecting:
+            self._open.discard(request)
+        super().shutdown_request(request)
+
+    def server_close(self) -> None:
+        """Take no request more, and wait until those under way are answered."""
+        with self._connecting:
+            for connection in self._open:
+                with contextlib.suppress(OSError):
+                    connection.shutdown(socket.SHUT_RD)
+        super().server_close()
 
     @property
     def nothing_to_do(self) -> bool:
@@ -305,7 +330,16 @@ class _Handler(socketserver.StreamRequestHandler):
     def setup(self) -> None:
         super().setup()
         self._writing = threading.Lock()
+        patience = struct.pack("@ll", _SEND_PATIENCE, 0)
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, patience)
 
     def _send(self, message: Facts) -> None:
-        with contextlib.suppress(BrokenPipeError), self._writing:
-            self.wfile.write((json.dumps(message, default=str) + "\n").encode())
+        with self._writing:
+            try:
+                self.wfile.write((json.dumps(message, default=str) + "\n").encode())
+            except BrokenPipeError:
+                pass
+            except BlockingIOError:
+                # Nobody can make sense of what follows half a message.
+                with contextlib.suppress(OSError):
+                    self.connection.shutdown(socket.SHUT_RDWR)

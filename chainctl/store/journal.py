@@ -101,7 +101,9 @@ class Journal:
         self._stopped = True
         self._events.put(threading.Event())
         self._writer.join()
-        self._db.close()
+        # sqlite3 does not look: a close beside another thread's query is a segmentation fault.
+        with self._lock:
+            self._db.close()
 
     def chains(self) -> list[Wanted]:
         return list(self._known().values())

@@ -83,7 +83,10 @@ def _serve(settings: Settings, *, ends_with: int = 0) -> Iterator[Running]:
             yield Running(settings, process)
         finally:
             process.terminate()
-            _, said = process.communicate(timeout=PATIENCE)
+            try:
+                _, said = process.communicate(timeout=PATIENCE)
+            finally:
+                process.kill()
     assert process.returncode == ends_with, said
 
 
@@ -259,6 +262,34 @@ def test_there_is_one_supervisor_in_a_network_namespace(running: Running, tmp_pa
     with _serve(_settings(tmp_path / "third")) as third:
         assert third.ask(do="names") == []
     assert running.ask(do="names") == []
+
+
+@root
+def test_what_was_asked_before_the_end_is_answered(tmp_path: Path) -> None:
+    """A handler that still worked while the rest was taken apart once brought all of it down."""
+    settings = _settings(tmp_path)
+    with (
+        _serve(settings) as running,
+        running.connect() as sock,
+        sock.makefile("rwb") as stream,
+    ):
+        stream.write(b'{"do": "names"}\n' * 2000)
+        stream.flush()
+        assert json.loads(stream.readline()) == {"done": []}
+        running.process.terminate()
+        assert [json.loads(line) for line in stream] == [{"done": []}] * 1999
+    assert not client.is_running(settings)
+
+
+@root
+def test_who_does_not_read_the_answer_holds_nothing_up(tmp_path: Path) -> None:
+    """The end neither: `_serve` waits for it."""
+    with contextlib.ExitStack() as later, _serve(_settings(tmp_path)) as running:
+        sock = later.enter_context(running.connect())
+        sock.settimeout(0.5)
+        with pytest.raises(TimeoutError):  # The answers are in the way of more questions.
+            sock.sendall(b'{"do": "hello"}\n' * 200_000)
+        assert running.ask(do="names") == []
 
 
 @root

@@ -241,6 +241,37 @@ def test_a_full_disk_is_said_and_loses_nothing_that_comes_after(path: Path) -> N
     journal.close()
 
 
+def test_closed_beside_others_that_read(path: Path) -> None:
+    """In a process of its own: without the lock it ends by SIGSEGV (CPython 3.11)."""
+    program = """
+import sys, threading
+from pathlib import Path
+from chainctl.errors import MendHost
+from chainctl.store.journal import Journal
+
+def read(journal):
+    begun.wait()
+    try:
+        while True:
+            journal.chain("home")
+    except MendHost as error:
+        codes.append(error.code)
+
+codes = []
+for number in range(50):
+    journal, begun = Journal(Path(sys.argv[1])), threading.Barrier(5)
+    readers = [threading.Thread(target=read, args=(journal,)) for _ in range(4)]
+    for reader in readers:
+        reader.start()
+    begun.wait()
+    journal.close()
+    for reader in readers:
+        reader.join()
+assert codes == ["C510"] * 200, codes
+"""
+    subprocess.run([sys.executable, "-c", program, str(path)], check=True, timeout=60)
+
+
 def test_closed_twice(journal: Journal) -> None:
     journal.close()
     journal.close()
