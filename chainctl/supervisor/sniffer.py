@@ -42,6 +42,10 @@ INTERVAL = 0.25
 """Seconds between two questions to a hop that answers."""
 BURST_INTERVAL = 0.04
 """Seconds between two questions while an answer is awaited or overdue."""
+_SWEPT_A_SECOND = 1000.0
+"""Hops that are asked at the same time answer no faster, as every question through the third one
+passes six VPN clients and servers; to ask again meanwhile makes all of them slower.
+"""
 _BURST_BUSY = 0.025
 """The same while traffic goes out and nothing comes back."""
 _BURST = 25
@@ -52,17 +56,19 @@ LOOK_IDLE = 1.0
 """The same of one that is not: when it is used again, this is how late it is noticed."""
 _IDLE_INTERVAL = 1.0
 """Seconds between two questions to the innermost hop of a chain that nobody uses."""
-_SELDOM = 10.0
-"""The same, and between two looks, for the hops outside it: its answers come through them all."""
-_IDLE_QUESTIONS = 400.0
-_LONGEST_INTERVAL = 1.5
-"""Seconds; with more than 400 hops, chains that nobody uses are asked more rarely, up to this."""
+_SELDOM, _SELDOM_A_SECOND = 10.0, 10.0
+"""The same, and between two looks, for the hops outside it: its answers come through them all.
+With more than 100 hops still more rarely."""
+_IDLE_QUESTIONS = 300.0
+_LONGEST_INTERVAL = 2.0
+"""Seconds; with more than 300 hops, chains that nobody uses are asked more rarely, up to this."""
 
-_GRID = 0.05
+_GRID, _WIDEST_GRID, _HOPS_A_SECOND = 0.05, 0.25, 2400.0
 """Seconds; questions and looks of chains that nobody uses begin at multiples of this, and their
-answers are taken then."""
+answers are taken then. From 120 hops on it is wider: each time this thread is woken up it costs
+as much as a few questions."""
 
-_UNLESS_SPARED = 2.5
+_UNLESS_SPARED = 3.0
 """Seconds after which a hop outside is asked when no answer came through it meanwhile."""
 
 _AWAY = 3
@@ -259,6 +265,8 @@ class _Watch:
     """How many callers wait for an answer now: ask fast until there is one."""
     awaited_from: float = 0.0
     """Boot time of the oldest question whose answer is of use to them; infinite: they say when."""
+    slack: float = 0.0
+    """Seconds an answer may take because others are asked at the same time."""
     scheduled: float = math.inf
     """Boot time of the earliest of its entries in the heap."""
     gone: bool = False
@@ -431,9 +439,12 @@ class Sniffer:
                 if watch is None:
                     return Vitals(math.inf, 0.0, 0.0)
                 reading = watch.reading
-                silent = max(silent, reading.asked_in_vain(now, watch.through))
+                # The usual case first: this is done for every chain once a second.
+                if reading.silent_since or not reading.last_heard:
+                    silent = max(silent, reading.asked_in_vain(now, watch.through))
+                if reading.behaviour.loss > loss:
+                    loss = reading.behaviour.loss
                 proved = reading.answered
-                loss = max(loss, reading.behaviour.loss)
         return Vitals(silent, proved, loss)
 
     def excuse(self, key: str) -> None:
@@ -461,6 +472,7 @@ class Sniffer:
             for watch in watches.values():
                 watch.waiting += 1
                 watch.awaited_from = begun
+                watch.slack = len(watches) / _SWEPT_A_SECOND
                 self._ask_soon(watch, 0.0)
             self._wake()
             silent = set(watches)
@@ -477,6 +489,7 @@ class Sniffer:
             finally:
                 for watch in watches.values():
                     watch.waiting -= 1
+                    watch.slack = 0.0
             return {key: replace(watch.reading) for key, watch in watches.items()}
 
     def measure(self, key: str, sizes: Sequence[int], *, patience: float) -> frozenset[int]:
@@ -541,7 +554,8 @@ class Sniffer:
             self._notice_stall(now)
             wait, hurried = self._until_due(now), bool(self._hurried)
             if self._awaited and not hurried:
-                wait = min(wait, _GRID - now % _GRID)
+                grid = self._grid
+                wait = min(wait, grid - now % grid)
             self._expected = now + wait
         if hurried:
             ready = self._epoll.poll(wait) + self._calls.poll(0)
@@ -614,8 +628,8 @@ class Sniffer:
                     else:
                         self._hurried.discard(fd)
                     self._awaited.add(fd)
-                    watch.due = _together(now, pause)
-                    watch.late = now + watch.reading.behaviour.late
+                    watch.due = self._together(now, pause)
+                    watch.late = now + max(watch.reading.behaviour.late, watch.slack)
                 self._schedule(watch)
 
     def _look(self, watch: _Watch, now: float) -> None:
@@ -627,7 +641,7 @@ class Sniffer:
         watch.packets = 0
         reading = watch.reading
         reading.passage = passage
-        watch.look = _together(now, self._until_look(watch, now))
+        watch.look = self._together(now, self._until_look(watch, now))
         if _is_unreturned(reading, now) and reading.unanswered < _BURST:
             watch.due = min(watch.due, _last_asked(reading) + _BURST_BUSY)
         if reading.looks_dead(now):
@@ -644,7 +658,7 @@ class Sniffer:
                 self._schedule(outer)
             return LOOK_BUSY if watch.reading.passage.is_busy(now) else LOOK_IDLE
         if watch.innermost or not watch.in_line:
-            return _SELDOM if watch.innermost else LOOK_IDLE
+            return self._seldom if watch.innermost else LOOK_IDLE
         return max(LOOK_IDLE, self._idle)  # Together with a question.
 
     def _interval(self, watch: _Watch, now: float) -> float:
@@ -660,6 +674,23 @@ class Sniffer:
     def _idle(self) -> float:
         """Seconds between two questions to the innermost hop of a chain that nobody uses."""
         return min(_LONGEST_INTERVAL, max(_IDLE_INTERVAL, len(self._watches) / _IDLE_QUESTIONS))
+
+    @property
+    def _seldom(self) -> float:
+        return max(_SELDOM, len(self._watches) / _SELDOM_A_SECOND)
+
+    @property
+    def _grid(self) -> float:
+        return min(_WIDEST_GRID, max(_GRID, len(self._watches) / _HOPS_A_SECOND))
+
+    def _together(self, now: float, pause: float) -> float:
+        """When a pause from `now` on ends. Long ones end a little later, for many hops at the same
+        moment, so that this thread wakes up once for all of them.
+        """
+        return now + pause if pause < _IDLE_INTERVAL else self._on_grid(now + pause)
+
+    def _on_grid(self, at: float) -> float:
+        return math.ceil(at / self._grid) * self._grid
 
     def _pause(self, watch: _Watch, now: float) -> float:
         """Ask fast while somebody waits, and while an answer is overdue: is it dead?"""
@@ -682,7 +713,7 @@ class Sniffer:
             return watch.place.interval
         # Who has answered is not asked fast until the last of a thousand others has, too.
         if overdue or (watch.waiting and reading.answered < watch.awaited_from):
-            return BURST_INTERVAL
+            return max(BURST_INTERVAL, watch.slack)
         return self._interval(watch, now)
 
     def _ask(self, watch: _Watch, size: int | None) -> None:
@@ -773,6 +804,8 @@ class Sniffer:
         )
         if asked.size:
             reading.sizes |= {asked.size}
+        if watch.slack and reading.answered >= watch.awaited_from:
+            watch.due = self._together(now, self._interval(watch, now))
         for outer in watch.outer:
             self._spare(outer, now)
         self._heard_one = True
@@ -785,8 +818,8 @@ class Sniffer:
         # What somebody waits for, or is due already, is asked all the same.
         wanted = outer.waiting or outer.due <= now
         if not wanted and self._interval(outer, now) >= _IDLE_INTERVAL:
-            seldom = outer.asked + _SELDOM
-            outer.due = max(outer.due, _on_grid(min(now + _UNLESS_SPARED, seldom)))
+            seldom = outer.asked + self._seldom
+            outer.due = max(outer.due, self._on_grid(min(now + _UNLESS_SPARED, seldom)))
 
     def _wake(self) -> None:
         os.write(self._wake_write, b"x")
@@ -798,17 +831,6 @@ class Sniffer:
                     return
             except BlockingIOError:
                 return
-
-
-def _together(now: float, pause: float) -> float:
-    """When a pause from `now` on ends. Long ones end a little later, for many hops at the same
-    moment, so that this thread wakes up once for all of them.
-    """
-    return now + pause if pause < _IDLE_INTERVAL else _on_grid(now + pause)
-
-
-def _on_grid(at: float) -> float:
-    return math.ceil(at / _GRID) * _GRID
 
 
 def _age(about: Sequence[tuple[int, int, bytes]]) -> float:

@@ -362,6 +362,29 @@ def test_answers_nobody_waits_for_are_taken_later_and_are_no_slower(
     assert sniffer.prove("U/exit", patience=PATIENCE).answered >= begun
 
 
+def test_many_hops_at_once_are_given_time_to_answer(wire: Wire, sniffer: Sniffer) -> None:
+    """To ask 600 hops again every 40 ms until the last has answered doubled what it took."""
+    keys = [f"c{number}/exit" for number in range(300)]
+    for key in keys:
+        sniffer.watch(key, replace(wire.place(), interval=30.0))
+    begun = clock.boot_seconds()
+    for _ in range(2):  # The first time also other questions are tried.
+        before = {key: sniffer.reading(key).sent for key in keys}
+        found = sniffer.sweep(keys, patience=PATIENCE)
+        assert all(reading.answered > begun for reading in found.values())
+    swept = clock.boot_seconds()
+    _until(lambda: clock.boot_seconds() > swept + 0.5)
+    # They share a tunnel here, so that a few take the others' questions for traffic.
+    assert sum(sniffer.reading(key).sent - before[key] for key in keys) < 2.2 * len(keys)
+    wire.server("ip link set far0 down")
+    before = {key: sniffer.reading(key).sent for key in keys}
+    sniffer.sweep(keys, patience=0.5)
+    # After 0.3 and 0.6 s; every 40 ms would be ten times.
+    asked = [sniffer.reading(key).sent - before[key] for key in keys]
+    assert min(asked) >= 1
+    assert sum(asked) < 4 * len(keys)
+
+
 def _stand_still(sniffer: Sniffer, seconds: float) -> None:
     """Whoever has this lock keeps the sniffer's thread from everything."""
     with sniffer._changed:
