@@ -20,7 +20,8 @@ from chainctl.host.memory import give_back
 from chainctl.supervisor.machine import Machine
 from chainctl.supervisor.worker import THOROUGH, Worker
 
-_COUNT_EVERY = 1.0
+_COUNT_EVERY, _COUNT_SELDOM, _COUNTED_A_SECOND = 1.0, 2.0, 100.0
+"""Seconds between two counts, from 100 chains on more of them."""
 _QUIET = 0.2
 """Seconds of silence after a change before it is looked at: changes come in crowds, and what is
 mended in the middle of one is broken again."""
@@ -29,8 +30,8 @@ _WAIT = 1.0
 _STEP = 0.1
 _GIVE_BACK_EVERY = 30.0
 """Seconds after which memory that was needed to look at chains goes back to the kernel."""
-_BETWEEN_THOROUGH = 2.0
-"""Seconds between two thorough looks, whose chains ever: one costs 15 ms of a core."""
+_BETWEEN_THOROUGH = 5.0
+"""Seconds between two thorough looks, whose chains ever: one costs 25 ms of a core."""
 _SLOWEST, _CHAINS_A_SECOND = 1.5, 100.0
 
 
@@ -70,13 +71,16 @@ class Pulse:
                 poll.register(descriptor, select.POLLIN)
             counted_at, tidied_at, pins = 0.0, clock.boot_seconds(), True
             while not self._halt.is_set():
-                due = counted_at + _COUNT_EVERY - clock.boot_seconds()
+                every = min(
+                    _COUNT_SELDOM, max(_COUNT_EVERY, len(self._workers()) / _COUNTED_A_SECOND)
+                )
+                due = counted_at + every - clock.boot_seconds()
                 wait = min(due, _STEP) if self._crowds else due
                 ready = {descriptor for descriptor, _ in poll.poll(max(0.0, wait) * 1000)}
                 pins = pins or mounts.fileno() in ready
                 if ready and self._halt.wait(_STEP):
                     return
-                rows = clock.boot_seconds() >= counted_at + _COUNT_EVERY
+                rows = clock.boot_seconds() >= counted_at + every
                 try:
                     # What could not be asked this time is asked the next time.
                     with suppress(ChainctlError):

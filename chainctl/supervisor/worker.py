@@ -61,11 +61,11 @@ _MOST_ADDRESSES = 3
 """Times a hop may say another address before nobody listens any more."""
 GATE_TIMEOUT = 4.0
 """Seconds after the last proof at which the kernel shuts the gate by itself."""
-_PROLONG_AT = 3.0
+_PROLONG_AT = 2.5
 """Seconds left at which the gate of a chain at rest is prolonged."""
 _LASTING = 1.0
 """Seconds left below which nobody is told that the gate is open without another proof."""
-_REST = 60.0
+_REST = 120.0
 """Seconds after which a worker looks at a chain at rest for itself."""
 THOROUGH = 30.0
 """Seconds after which a thorough look trusts nothing that was read before."""
@@ -358,13 +358,15 @@ class Worker(Rotating):
         """
         if not self.rests:
             return False
-        now, vitals = clock.boot_seconds(), self._sniffer.vitals(self._keys)
-        self._seen_at = now
+        self._seen_at = now = clock.boot_seconds()
+        until = self.state.proved_at + GATE_TIMEOUT
+        if until - now > _PROLONG_AT:
+            return False  # Nothing of it can be silent for long.
+        vitals = self._sniffer.vitals(self._keys)
         if vitals.silent >= FRESH or one_way(vitals.loss) > self._known.spec.health.loss:
             self._alarm()
             return False
-        until = self.state.proved_at + GATE_TIMEOUT
-        return until - now <= _PROLONG_AT and vitals.proved + GATE_TIMEOUT > until
+        return vitals.proved + GATE_TIMEOUT > until
 
     def due(self, gate_until: Callable[[int], int], wanted: Wanted | None) -> Prolonging | None:
         """Until when the gate may be open; None, and the worker is awake, when it is shut."""
