@@ -37,8 +37,11 @@ _TAKES_LONG = frozenset({"up", "down", "open", "rotate", "sweep", "plan"})
 _BUSY_EVERY = 2.0
 _SEND_PATIENCE = 5
 """Seconds a client may leave its answer unread before it is hung up on."""
-_ENDS_WITHIN = 2.0
-"""Seconds from the last word of a supervisor that ends until its lock is free; takes 0.1."""
+_LISTENS_WITHIN = 2.0
+_ENDS_WITHIN = 8.0
+"""Seconds from when a supervisor that ends stops listening until its lock is free: 0.1, but a sweep
+that somebody has asked for takes 2 and a client that reads nothing `_SEND_PATIENCE`.
+"""
 
 
 def _bound(lock: socket.socket) -> bool:
@@ -51,7 +54,7 @@ def _bound(lock: socket.socket) -> bool:
 
 def _listens(path: Path) -> bool:
     try:
-        connect(path, timeout=_ENDS_WITHIN).close()
+        connect(path, timeout=_LISTENS_WITHIN).close()
     except (TimeoutError, BlockingIOError):
         return True  # There is one that accepts nobody.
     except OSError:
@@ -306,6 +309,8 @@ class _Handler(socketserver.StreamRequestHandler):
             self._send(message)
             if message.get("ending"):
                 self.server.wake()
+            if self._hung_up:
+                return
 
     @contextlib.contextmanager
     def _saying_busy(self, request: Facts) -> Iterator[None]:
@@ -330,6 +335,7 @@ class _Handler(socketserver.StreamRequestHandler):
     def setup(self) -> None:
         super().setup()
         self._writing = threading.Lock()
+        self._hung_up = False
         patience = struct.pack("@ll", _SEND_PATIENCE, 0)
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, patience)
 
@@ -341,5 +347,6 @@ class _Handler(socketserver.StreamRequestHandler):
                 pass
             except BlockingIOError:
                 # Nobody can make sense of what follows half a message.
+                self._hung_up = True
                 with contextlib.suppress(OSError):
                     self.connection.shutdown(socket.SHUT_RDWR)

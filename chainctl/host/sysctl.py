@@ -36,8 +36,9 @@ def _read(name: str, folder: int | None) -> str | None:
 
 
 def read_all(names: Iterable[str]) -> dict[str, str | None]:
-    """`read` for many at once. Below /proc/sys/net each lookup of `ipv4` passes one entry for
-    every network namespace of the machine, so that is done once (75 µs with 1 000 of them).
+    """`read` for many at once, of at least three parts each. Each lookup of /proc/sys/net/ipv4
+    passes one entry for every network namespace of the machine, so that is done once: 400 µs with
+    1 000 of them.
     """
     found: dict[str, str | None] = {}
     for folder, members in groupby(

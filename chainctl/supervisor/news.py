@@ -1,6 +1,6 @@
 """Which chains it is that something changed of: from what the kernel tells, and what is counted.
 
-The machine asks once a second, or when the kernel has told something.
+The machine asks every second or two, or when the kernel has told something.
 """
 
 from __future__ import annotations

@@ -42,9 +42,10 @@ INTERVAL = 0.25
 """Seconds between two questions to a hop that answers."""
 BURST_INTERVAL = 0.04
 """Seconds between two questions while an answer is awaited or overdue."""
-_SWEPT_A_SECOND = 1000.0
+_SWEPT_A_SECOND, _MOST_SLACK = 1000.0, 0.6
 """Hops that are asked at the same time answer no faster, as every question through the third one
-passes six VPN clients and servers; to ask again meanwhile makes all of them slower.
+passes six VPN clients and servers; to ask again meanwhile makes all of them slower. At most so
+many seconds, since a sweep has to find those that do not answer, too.
 """
 _BURST_BUSY = 0.025
 """The same while traffic goes out and nothing comes back."""
@@ -53,7 +54,9 @@ _BURST = 25
 LOOK_BUSY = 0.02
 """Seconds between two looks at the counters of a tunnel that is used."""
 LOOK_IDLE = 1.0
-"""The same of one that is not: when it is used again, this is how late it is noticed."""
+"""The same of one that is not, or as long as the pause between two questions: when it is used
+again, this is how late it is noticed.
+"""
 _IDLE_INTERVAL = 1.0
 """Seconds between two questions to the innermost hop of a chain that nobody uses."""
 _SELDOM, _SELDOM_A_SECOND = 10.0, 10.0
@@ -62,6 +65,11 @@ With more than 100 hops still more rarely."""
 _IDLE_QUESTIONS = 300.0
 _LONGEST_INTERVAL = 2.0
 """Seconds; with more than 300 hops, chains that nobody uses are asked more rarely, up to this."""
+
+_USUALLY_LATE = 0.2
+"""Seconds; a hop whose answers take longer is asked that much sooner, or its gate would shut
+before the next proof is there.
+"""
 
 _GRID, _WIDEST_GRID, _HOPS_A_SECOND = 0.05, 0.25, 2400.0
 """Seconds; questions and looks of chains that nobody uses begin at multiples of this, and their
@@ -266,7 +274,7 @@ class _Watch:
     awaited_from: float = 0.0
     """Boot time of the oldest question whose answer is of use to them; infinite: they say when."""
     slack: float = 0.0
-    """Seconds an answer may take because others are asked at the same time."""
+    """Seconds the answers to the first questions of a sweep may take, because of the others."""
     scheduled: float = math.inf
     """Boot time of the earliest of its entries in the heap."""
     gone: bool = False
@@ -472,7 +480,9 @@ class Sniffer:
             for watch in watches.values():
                 watch.waiting += 1
                 watch.awaited_from = begun
-                watch.slack = len(watches) / _SWEPT_A_SECOND
+                slack = min(_MOST_SLACK, len(watches) / _SWEPT_A_SECOND)
+                # Who waits for fewer waits for less.
+                watch.slack = slack if watch.waiting == 1 else min(slack, watch.slack)
                 self._ask_soon(watch, 0.0)
             self._wake()
             silent = set(watches)
@@ -489,7 +499,8 @@ class Sniffer:
             finally:
                 for watch in watches.values():
                     watch.waiting -= 1
-                    watch.slack = 0.0
+                    if not watch.waiting:
+                        watch.slack = 0.0
             return {key: replace(watch.reading) for key, watch in watches.items()}
 
     def measure(self, key: str, sizes: Sequence[int], *, patience: float) -> frozenset[int]:
@@ -629,7 +640,7 @@ class Sniffer:
                         self._hurried.discard(fd)
                     self._awaited.add(fd)
                     watch.due = self._together(now, pause)
-                    watch.late = now + max(watch.reading.behaviour.late, watch.slack)
+                    watch.late = now + max(watch.reading.behaviour.late, _slack(watch, now))
                 self._schedule(watch)
 
     def _look(self, watch: _Watch, now: float) -> None:
@@ -668,7 +679,8 @@ class Sniffer:
             return watch.place.interval
         if watch.innermost:
             return max(watch.place.interval, _UNLESS_SPARED)
-        return max(watch.place.interval, self._idle)
+        slow = max(0.0, watch.reading.behaviour.late - _USUALLY_LATE)
+        return max(watch.place.interval, _IDLE_INTERVAL, self._idle - slow)
 
     @property
     def _idle(self) -> float:
@@ -713,7 +725,7 @@ class Sniffer:
             return watch.place.interval
         # Who has answered is not asked fast until the last of a thousand others has, too.
         if overdue or (watch.waiting and reading.answered < watch.awaited_from):
-            return max(BURST_INTERVAL, watch.slack)
+            return max(BURST_INTERVAL, _slack(watch, now))
         return self._interval(watch, now)
 
     def _ask(self, watch: _Watch, size: int | None) -> None:
@@ -805,7 +817,11 @@ class Sniffer:
         if asked.size:
             reading.sizes |= {asked.size}
         if watch.slack and reading.answered >= watch.awaited_from:
-            watch.due = self._together(now, self._interval(watch, now))
+            pause = self._interval(watch, now)
+            watch.due = self._together(now, pause)
+            if pause >= _IDLE_INTERVAL:
+                self._hurried.discard(watch.sock.fileno())
+            self._schedule(watch)
         for outer in watch.outer:
             self._spare(outer, now)
         self._heard_one = True
@@ -840,6 +856,11 @@ def _age(about: Sequence[tuple[int, int, bytes]]) -> float:
             seconds, nanoseconds = map(int, _TIMESPEC.unpack(stamp))
             return max(0.0, clock.wall_seconds() - seconds - nanoseconds / 1e9)
     return 0.0
+
+
+def _slack(watch: _Watch, now: float) -> float:
+    """Who has not answered twice is asked as fast as any other."""
+    return watch.slack if now - watch.awaited_from < 2 * watch.slack else 0.0
 
 
 def _next(watch: _Watch) -> float:

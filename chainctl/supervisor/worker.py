@@ -61,7 +61,7 @@ _MOST_ADDRESSES = 3
 """Times a hop may say another address before nobody listens any more."""
 GATE_TIMEOUT = 4.0
 """Seconds after the last proof at which the kernel shuts the gate by itself."""
-_PROLONG_AT = 2.5
+_PROLONG_AT = 3.0
 """Seconds left at which the gate of a chain at rest is prolonged."""
 _LASTING = 1.0
 """Seconds left below which nobody is told that the gate is open without another proof."""

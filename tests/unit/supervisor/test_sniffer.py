@@ -329,6 +329,10 @@ def test_the_hops_outside_are_asked_when_the_innermost_falls_silent(
     # Alone it would be asked as often as the exit. One that is late has it asked once more.
     assert guard.sent <= asked + 3
     assert clock.boot_seconds() - guard.last_heard < 2.0
+    # Nor does the thread wake up for each answer because somebody wanted one.
+    sniffer.sweep(["U/guard", "U/exit"], patience=PATIENCE)
+    wait_until(lambda: not sniffer._hurried, seconds=3)
+    guard = sniffer.reading("U/guard")
     with sniffer._changed:
         # Somebody wants to hear of it now, and an answer of the exit is taken first.
         watch, now = sniffer._watches["U/guard"], clock.boot_seconds()
@@ -375,14 +379,15 @@ def test_many_hops_at_once_are_given_time_to_answer(wire: Wire, sniffer: Sniffer
     swept = clock.boot_seconds()
     _until(lambda: clock.boot_seconds() > swept + 0.5)
     # They share a tunnel here, so that a few take the others' questions for traffic.
-    assert sum(sniffer.reading(key).sent - before[key] for key in keys) < 2.2 * len(keys)
+    assert sum(sniffer.reading(key).sent - before[key] for key in keys) < 2.7 * len(keys)
     wire.server("ip link set far0 down")
     before = {key: sniffer.reading(key).sent for key in keys}
-    sniffer.sweep(keys, patience=0.5)
-    # After 0.3 and 0.6 s; every 40 ms would be ten times.
+    # They have 0.3 s; every 40 ms would be six times.
+    sniffer.sweep(keys, patience=0.25)
     asked = [sniffer.reading(key).sent - before[key] for key in keys]
     assert min(asked) >= 1
-    assert sum(asked) < 4 * len(keys)
+    assert sum(asked) < 2.2 * len(keys)
+    assert not any(watch.slack for watch in sniffer._watches.values())
 
 
 def _stand_still(sniffer: Sniffer, seconds: float) -> None:
