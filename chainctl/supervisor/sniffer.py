@@ -665,8 +665,9 @@ class Sniffer:
         innermost = watch.innermost or watch
         if innermost.reading.passage.is_busy(now):
             for outer in watch.outer:
+                # At rest it is spared for seconds, in which one that is silent would not be seen.
                 outer.look = min(outer.look, now)
-                self._schedule(outer)
+                self._ask_soon(outer, now + outer.place.interval)
             return LOOK_BUSY if watch.reading.passage.is_busy(now) else LOOK_IDLE
         if watch.innermost or not watch.in_line:
             return self._seldom if watch.innermost else LOOK_IDLE

@@ -292,9 +292,8 @@ def test_what_was_asked_before_the_tunnel_was_there_is_not_lost(
     assert reading.behaviour.loss == 0
 
 
-def test_the_hops_outside_are_asked_when_the_innermost_falls_silent(
-    wire: Wire, sniffer: Sniffer
-) -> None:
+def _two_at_rest(wire: Wire, sniffer: Sniffer) -> None:
+    """A chain of a guard and an exit that nobody uses."""
     far = wire.namespaces.path(SERVER)
     wire.hop(f"ip link add tunB type veth peer name far1 netns {far}")
     for command in ("ip address add 10.65.0.1/24 dev far1", "ip link set far1 up"):
@@ -305,13 +304,18 @@ def test_the_hops_outside_are_asked_when_the_innermost_falls_silent(
         "ip route add 10.65.0.0/24 dev tunB",
     ):
         wire.hop(command)
-    # A tunnel has no ARP, which would look as if somebody used it.
-    near, there = (
-        inside(f"cat /sys/class/net/{link}/address").strip()
-        for inside, link in ((wire.hop, "tunB"), (wire.server, "far1"))
-    )
-    wire.hop(f"ip neighbour add 10.65.0.1 lladdr {there} dev tunB")
-    wire.server(f"ip neighbour add 10.65.0.2 lladdr {near} dev far1")
+    # A tunnel has neither ARP nor router solicitations, which look as if somebody used it.
+    wire.set_up(HOP, "net/ipv6/conf/all/disable_ipv6", "1")
+    known = {
+        ("tunA", "far0"): ("10.64.0.1", "198.51.100.1", "10.64.0.2"),
+        ("tunB", "far1"): ("10.65.0.1", "10.65.0.2"),
+    }
+    for (near, there), (*remote, own) in known.items():
+        mac = wire.server(f"cat /sys/class/net/{there}/address").strip()
+        for address in remote:
+            wire.hop(f"ip neighbour replace {address} lladdr {mac} dev {near}")
+        mac = wire.hop(f"cat /sys/class/net/{near}/address").strip()
+        wire.server(f"ip neighbour replace {own} lladdr {mac} dev {there}")
     inner = replace(
         wire.place(IPv4Address("10.65.0.1")), link="tunB", address=IPv4Address("10.65.0.2")
     )
@@ -323,6 +327,12 @@ def test_the_hops_outside_are_asked_when_the_innermost_falls_silent(
     begun = clock.boot_seconds()
     _until(lambda: sniffer.reading("U/exit").passage.looked > begun + 1.0)
     _until(lambda: not sniffer.reading("U/exit").passage.is_busy(clock.boot_seconds()))
+
+
+def test_the_hops_outside_are_asked_when_the_innermost_falls_silent(
+    wire: Wire, sniffer: Sniffer
+) -> None:
+    _two_at_rest(wire, sniffer)
     asked, heard = sniffer.reading("U/guard").sent, sniffer.reading("U/exit").heard
     _until(lambda: sniffer.reading("U/exit").heard >= heard + 6)
     guard = sniffer.reading("U/guard")
@@ -342,6 +352,20 @@ def test_the_hops_outside_are_asked_when_the_innermost_falls_silent(
     wire.server("ip link set far1 down")
     _until(lambda: sniffer.reading("U/guard").sent >= guard.sent + 3)
     _until(lambda: sniffer.reading("U/guard").answered > sniffer.reading("U/exit").silent_since > 0)
+
+
+def test_the_hops_outside_are_asked_as_soon_as_somebody_uses_the_chain(
+    wire: Wire, sniffer: Sniffer
+) -> None:
+    """One of them may be silent, which answers of the exit hide while nobody uses it."""
+    _two_at_rest(wire, sniffer)
+    guard, begun = sniffer._watches["U/guard"], clock.boot_seconds()
+    with sniffer._changed:
+        guard.due = begun + 1000.0
+    with wire.udp(HOP) as sock:
+        sock.sendto(b"hello", ("10.65.0.1", 9))
+    _until(lambda: sniffer.reading("U/exit").passage.is_busy(clock.boot_seconds()))
+    _until(lambda: guard.asked > begun)
 
 
 def test_answers_nobody_waits_for_are_taken_later_and_are_no_slower(
