@@ -12,7 +12,6 @@ import os
 import signal
 import socket
 import socketserver
-import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -24,7 +23,7 @@ from chainctl.errors import ChainctlError, LookAgain, MendFile, MendHost, StepFa
 from chainctl.host import descriptors
 from chainctl.host.files import ensure_dir
 from chainctl.host.memory import share_one_arena
-from chainctl.host.unix import connect, peer_of
+from chainctl.host.unix import connect, limit_sending, peer_of
 from chainctl.settings import Settings
 from chainctl.supervisor.supervisor import Supervisor
 
@@ -35,9 +34,10 @@ _LOCK = "\0chainctl supervisor"
 _TAKES_LONG = frozenset({"up", "down", "open", "rotate", "sweep", "plan"})
 """Requests that may work for longer than a command waits for a word."""
 _BUSY_EVERY = 2.0
-_SEND_PATIENCE = 5
+_SEND_PATIENCE = 5.0
 """Seconds a client may leave its answer unread before it is hung up on."""
 _LISTENS_WITHIN = 2.0
+"""Seconds after which a supervisor that accepts nobody counts as one that is there."""
 _ENDS_WITHIN = 8.0
 """Seconds from when a supervisor that ends stops listening until its lock is free: 0.1, but a sweep
 that somebody has asked for takes 2 and a client that reads nothing `_SEND_PATIENCE`.
@@ -336,8 +336,7 @@ class _Handler(socketserver.StreamRequestHandler):
         super().setup()
         self._writing = threading.Lock()
         self._hung_up = False
-        patience = struct.pack("@ll", _SEND_PATIENCE, 0)
-        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, patience)
+        limit_sending(self.connection, _SEND_PATIENCE)
 
     def _send(self, message: Facts) -> None:
         with self._writing:

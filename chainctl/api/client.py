@@ -7,7 +7,6 @@ import json
 import os
 import select
 import socket
-import struct
 import subprocess
 import sys
 import time
@@ -17,7 +16,7 @@ from typing import IO, Any
 
 from chainctl import PROTOCOL, __version__
 from chainctl.errors import ChainctlError, LookAgain, MendHost
-from chainctl.host.unix import peer_of
+from chainctl.host.unix import limit_sending, peer_of
 from chainctl.settings import Settings
 
 Facts = dict[str, Any]
@@ -195,10 +194,8 @@ def start(settings: Settings) -> None:
 
 def _connect(settings: Settings, patience: float) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-    # What the kernel waits for room in the queue of a supervisor that accepts nobody. Python's
-    # own time limit does not do for that (EAGAIN at once).
-    at_most = struct.pack("ll", *divmod(int(patience * 1e6), 1_000_000))
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, at_most)
+    # For a supervisor that accepts nobody, whose queue is full.
+    limit_sending(sock, patience)
     try:
         sock.connect(os.fspath(settings.socket_path))
         sock.settimeout(patience)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 _UCRED = struct.Struct("3i")
+_TIMEVAL = struct.Struct("@ll")
 
 
 def connect(path: Path, *, timeout: float) -> socket.socket:
@@ -30,6 +31,14 @@ def connect(path: Path, *, timeout: float) -> socket.socket:
     finally:
         os.close(folder)
     return stream
+
+
+def limit_sending(stream: socket.socket, seconds: float) -> None:
+    """Have the kernel wait for room at the other end for so long only, also in connect. What takes
+    longer raises BlockingIOError; Python's own time limit does not do (EAGAIN at once).
+    """
+    limit = _TIMEVAL.pack(*divmod(int(seconds * 1e6), 1_000_000))
+    stream.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
 
 
 class Peer(NamedTuple):
