@@ -211,8 +211,7 @@ class Namespaces:
         """The settings in `name` are as `create` leaves them; those the kernel lacks do not
         count."""
         wanted = {**SETTINGS, **settings}
-        found = self.call(name, lambda: sysctl.read_all(wanted))
-        return all(found[key] in (value, None) for key, value in wanted.items())
+        return self.call(name, lambda: sysctl.holds(wanted))
 
     def names(self, prefix: str = "") -> list[str]:
         """The namespaces that are pinned; files left behind by a crash are not."""

@@ -7,7 +7,7 @@ dotted names, because the name of a link may contain dots.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import groupby
 from pathlib import Path
 
@@ -55,6 +55,12 @@ def read_all(names: Iterable[str]) -> dict[str, str | None]:
         finally:
             os.close(place)
     return found
+
+
+def holds(wanted: Mapping[str, str]) -> bool:
+    """Every setting is as wanted; those the kernel lacks do not count."""
+    found = read_all(wanted)
+    return all(found[name] in (value, None) for name, value in wanted.items())
 
 
 def write(name: str, value: str) -> None:

@@ -66,7 +66,7 @@ def _read(route: IPRoute, *, name: str) -> ClientBridge | None:
     link = rtnl.read_link(route, name)
     if link is None or link.kind != "bridge":
         return None
-    settled = link.up and _is_settled(name) and not _addresses(link.index)
+    settled = link.up and sysctl.holds(_settings(name)) and not _addresses(link.index)
     return ClientBridge(name, settled)
 
 
@@ -84,10 +84,6 @@ def _remove(route: IPRoute, *, name: str) -> bool:
 def _addresses(index: int) -> list[IPv4Interface]:
     with open_netlink() as link:
         return [each.interface for each in rtnl_read.read_addresses(link) if each.index == index]
-
-
-def _is_settled(name: str) -> bool:
-    return all(sysctl.read(key) in (None, value) for key, value in _settings(name).items())
 
 
 def _settings(name: str) -> dict[str, str]:

@@ -363,9 +363,9 @@ class Links:
 
     def _forwarding(self, links: Iterable[str]) -> list[Part]:
         def look() -> list[Part]:
-            return [
-                Forwarding(x) for x in sorted(links) if sysctl.read(_forwarding_setting(x)) == "1"
-            ]
+            settings = {_forwarding_setting(link): link for link in sorted(links)}
+            found = sysctl.read_all(settings)
+            return [Forwarding(settings[name]) for name, value in found.items() if value == "1"]
 
         return self._namespaces.call(HOST, look)
 
@@ -446,8 +446,9 @@ def _index(link: str) -> int:
 
 
 def _without_ipv6(links: Iterable[rtnl.LinkSeen]) -> frozenset[str]:
-    veths = [link.name for link in links if link.kind == "veth"]
-    return frozenset(name for name in veths if sysctl.read(_ipv6_setting(name)) in ("1", None))
+    settings = {_ipv6_setting(link.name): link.name for link in links if link.kind == "veth"}
+    found = sysctl.read_all(settings)
+    return frozenset(settings[name] for name, value in found.items() if value in ("1", None))
 
 
 def _forwarding_setting(link: str) -> str:
