@@ -17,11 +17,12 @@ from chainctl.errors import ChainctlError
 from chainctl.host import clock
 from chainctl.store.journal import Journal, Wanted
 from chainctl.supervisor.machine import Machine, Prolonging
+from chainctl.supervisor.pacing import Pace
 from chainctl.supervisor.verdict import FRESH
 from chainctl.supervisor.worker import Worker
 
-_OFTEN, _SELDOM, _CHAINS_A_SECOND = 0.5, 1.0, 200
-"""Seconds between two looks at all chains: from 100 chains on more of them."""
+_LOOKS = Pace(0.5, 200, 1.0)
+"""At all chains."""
 _AT_ONCE = 50
 """Chains whose workers are held up at the same time, for a few milliseconds."""
 
@@ -47,8 +48,7 @@ class Keeper:
         while True:
             begun = clock.boot_seconds()
             workers = list(self._workers().values())
-            pause = min(_SELDOM, max(_OFTEN, len(workers) / _CHAINS_A_SECOND))
-            if self._halt.wait(pause):
+            if self._halt.wait(_LOOKS.of(len(workers))):
                 return
             if clock.boot_seconds() - begun > FRESH:
                 # This process was stopped, or the machine slept: who knows what was done.

@@ -18,10 +18,10 @@ from chainctl.errors import ChainctlError
 from chainctl.host import clock
 from chainctl.host.memory import give_back
 from chainctl.supervisor.machine import Machine
+from chainctl.supervisor.pacing import Pace
 from chainctl.supervisor.worker import THOROUGH, Worker
 
-_COUNT_EVERY, _COUNT_SELDOM, _COUNTED_A_SECOND = 1.0, 2.0, 100.0
-"""Seconds between two counts, from 100 chains on more of them."""
+_COUNTS = Pace(1.0, 100, 2.0)
 _QUIET = 0.2
 """Seconds of silence after a change before it is looked at: changes come in crowds, and what is
 mended in the middle of one is broken again."""
@@ -30,16 +30,10 @@ _WAIT = 1.0
 _STEP = 0.1
 _GIVE_BACK_EVERY = 30.0
 """Seconds after which memory that was needed to look at chains goes back to the kernel."""
-_BETWEEN_THOROUGH, _BETWEEN_MOST, _LOOKED_AT = 2.0, 5.0, 40.0
-"""Seconds between two thorough looks, whose chains ever, and from 80 chains on more of them: one
-costs 25 ms of a core.
-"""
-_SLOWEST, _CHAINS_A_SECOND = 1.0, 100.0
-
-
-def pace(chains: int) -> float:
-    """Seconds between two refreshes of a gate, which stays open for 4 s after a proof."""
-    return min(_SLOWEST, max(0.5, chains / _CHAINS_A_SECOND))
+_THOROUGH_LOOKS = Pace(2.0, 40, 5.0)
+"""At one chain after the other: each costs 25 ms of a core."""
+REFRESHES = Pace(0.5, 100, 1.0)
+"""Of a gate, which stays open for 4 s after a proof."""
 
 
 class Pulse:
@@ -73,9 +67,7 @@ class Pulse:
                 poll.register(descriptor, select.POLLIN)
             counted_at, tidied_at, pins = 0.0, clock.boot_seconds(), True
             while not self._halt.is_set():
-                every = min(
-                    _COUNT_SELDOM, max(_COUNT_EVERY, len(self._workers()) / _COUNTED_A_SECOND)
-                )
+                every = _COUNTS.of(len(self._workers()))
                 due = counted_at + every - clock.boot_seconds()
                 wait = min(due, _STEP) if self._crowds else due
                 ready = {descriptor for descriptor, _ in poll.poll(max(0.0, wait) * 1000)}
@@ -118,7 +110,7 @@ class Pulse:
         self._looked = {name: self._looked.get(name, now) for name in workers}
         last = max(self._looked.values(), default=now)
         longest_ago = min(self._looked, key=self._looked.__getitem__, default="")
-        between = min(_BETWEEN_MOST, max(_BETWEEN_THOROUGH, len(workers) / _LOOKED_AT))
+        between = _THOROUGH_LOOKS.of(len(workers))
         if (
             longest_ago
             and now - self._looked[longest_ago] >= THOROUGH

@@ -34,6 +34,7 @@ from chainctl.host.counters import LinkCounters
 from chainctl.host.netns import Namespaces
 from chainctl.model.parts import NsName
 from chainctl.supervisor.icmp import parse_answer, render_echo
+from chainctl.supervisor.pacing import Pace
 from chainctl.supervisor.passage import NOTHING_SEEN, Passage
 from chainctl.supervisor.suspicion import DEAD, NEVER_HEARD, Behaviour, is_dead, looks_dead
 from chainctl.supervisor.tally import Tally
@@ -42,10 +43,10 @@ INTERVAL = 0.25
 """Seconds between two questions to a hop that answers."""
 BURST_INTERVAL = 0.04
 """Seconds between two questions while an answer is awaited or overdue."""
-_SWEPT_A_SECOND, _MOST_SLACK = 1000.0, 0.6
-"""Hops that are asked at the same time answer no faster, as every question through the third one
-passes six VPN clients and servers; to ask again meanwhile makes all of them slower. At most so
-many seconds, since a sweep has to find those that do not answer, too.
+_SLACK = Pace(0.0, 1000, 0.6)
+"""The same while many are asked at once. Hops answer no faster then, as every question through the
+third one passes six VPN clients and servers; to ask again meanwhile makes all of them slower. But
+a sweep has to find those that do not answer, too.
 """
 _BURST_BUSY = 0.025
 """The same while traffic goes out and nothing comes back."""
@@ -59,22 +60,20 @@ again, this is how late it is noticed.
 """
 _IDLE_INTERVAL = 1.0
 """Seconds between two questions to the innermost hop of a chain that nobody uses."""
-_SELDOM, _SELDOM_A_SECOND = 10.0, 10.0
-"""The same, and between two looks, for the hops outside it: its answers come through them all.
-With more than 100 hops still more rarely."""
-_IDLE_QUESTIONS = 300.0
-_LONGEST_INTERVAL = 2.0
-"""Seconds; with more than 300 hops, chains that nobody uses are asked more rarely, up to this."""
+_IDLE = Pace(_IDLE_INTERVAL, 300, 2.0)
+"""The same, by the hops of all chains."""
+_SELDOM = Pace(10.0, 10)
+"""The same, and between two looks, for the hops outside it: its answers come through them all."""
 
 _USUALLY_LATE = 0.2
 """Seconds; a hop whose answers take longer is asked that much sooner, or its gate would shut
 before the next proof is there.
 """
 
-_GRID, _WIDEST_GRID, _HOPS_A_SECOND = 0.05, 0.25, 2400.0
-"""Seconds; questions and looks of chains that nobody uses begin at multiples of this, and their
-answers are taken then. From 120 hops on it is wider: each time this thread is woken up it costs
-as much as a few questions."""
+_GRID = Pace(0.05, 2400, 0.25)
+"""Questions and looks of chains that nobody uses begin at multiples of this, and their answers are
+taken then: each time this thread is woken up it costs as much as a few questions.
+"""
 
 _UNLESS_SPARED = 3.0
 """Seconds after which a hop outside is asked when no answer came through it meanwhile."""
@@ -477,10 +476,10 @@ class Sniffer:
         with self._changed:
             begun = clock.boot_seconds()
             watches = {key: self._watches[key] for key in keys if key in self._watches}
+            slack = _SLACK.of(len(watches))
             for watch in watches.values():
                 watch.waiting += 1
                 watch.awaited_from = begun
-                slack = min(_MOST_SLACK, len(watches) / _SWEPT_A_SECOND)
                 # Who waits for fewer waits for less.
                 watch.slack = slack if watch.waiting == 1 else min(slack, watch.slack)
                 self._ask_soon(watch, 0.0)
@@ -565,7 +564,7 @@ class Sniffer:
             self._notice_stall(now)
             wait, hurried = self._until_due(now), bool(self._hurried)
             if self._awaited and not hurried:
-                grid = self._grid
+                grid = _GRID.of(len(self._watches))
                 wait = min(wait, grid - now % grid)
             self._expected = now + wait
         if hurried:
@@ -670,8 +669,8 @@ class Sniffer:
                 self._ask_soon(outer, now + outer.place.interval)
             return LOOK_BUSY if watch.reading.passage.is_busy(now) else LOOK_IDLE
         if watch.innermost or not watch.in_line:
-            return self._seldom if watch.innermost else LOOK_IDLE
-        return max(LOOK_IDLE, self._idle)  # Together with a question.
+            return _SELDOM.of(len(self._watches)) if watch.innermost else LOOK_IDLE
+        return max(LOOK_IDLE, self._idle(watch))  # Together with a question.
 
     def _interval(self, watch: _Watch, now: float) -> float:
         """Seconds until the next question while all is well."""
@@ -680,21 +679,12 @@ class Sniffer:
             return watch.place.interval
         if watch.innermost:
             return max(watch.place.interval, _UNLESS_SPARED)
+        return max(watch.place.interval, self._idle(watch))
+
+    def _idle(self, watch: _Watch) -> float:
+        """The same for the innermost hop of a chain that nobody uses."""
         slow = max(0.0, watch.reading.behaviour.late - _USUALLY_LATE)
-        return max(watch.place.interval, _IDLE_INTERVAL, self._idle - slow)
-
-    @property
-    def _idle(self) -> float:
-        """Seconds between two questions to the innermost hop of a chain that nobody uses."""
-        return min(_LONGEST_INTERVAL, max(_IDLE_INTERVAL, len(self._watches) / _IDLE_QUESTIONS))
-
-    @property
-    def _seldom(self) -> float:
-        return max(_SELDOM, len(self._watches) / _SELDOM_A_SECOND)
-
-    @property
-    def _grid(self) -> float:
-        return min(_WIDEST_GRID, max(_GRID, len(self._watches) / _HOPS_A_SECOND))
+        return max(_IDLE_INTERVAL, _IDLE.of(len(self._watches)) - slow)
 
     def _together(self, now: float, pause: float) -> float:
         """When a pause from `now` on ends. Long ones end a little later, for many hops at the same
@@ -703,7 +693,8 @@ class Sniffer:
         return now + pause if pause < _IDLE_INTERVAL else self._on_grid(now + pause)
 
     def _on_grid(self, at: float) -> float:
-        return math.ceil(at / self._grid) * self._grid
+        grid = _GRID.of(len(self._watches))
+        return math.ceil(at / grid) * grid
 
     def _pause(self, watch: _Watch, now: float) -> float:
         """Ask fast while somebody waits, and while an answer is overdue: is it dead?"""
@@ -835,7 +826,7 @@ class Sniffer:
         # What somebody waits for, or is due already, is asked all the same.
         wanted = outer.waiting or outer.due <= now
         if not wanted and self._interval(outer, now) >= _IDLE_INTERVAL:
-            seldom = outer.asked + self._seldom
+            seldom = outer.asked + _SELDOM.of(len(self._watches))
             outer.due = max(outer.due, self._on_grid(min(now + _UNLESS_SPARED, seldom)))
 
     def _wake(self) -> None:

@@ -15,7 +15,7 @@ from chainctl.supervisor.crash import CrashPoints
 from chainctl.supervisor.execute import Progress
 from chainctl.supervisor.keeper import Keeper
 from chainctl.supervisor.machine import Machine
-from chainctl.supervisor.pulse import Pulse, pace
+from chainctl.supervisor.pulse import REFRESHES, Pulse
 from chainctl.supervisor.sniffer import Sniffer
 from chainctl.supervisor.status import describe
 from chainctl.supervisor.ticks import Ticks
@@ -158,7 +158,7 @@ class Supervisor:
                     sniffer=self._sniffer,
                     ticks=self._ticks,
                     crash=self._crash,
-                    tick=lambda: pace(len(self._workers)),
+                    tick=lambda: REFRESHES.of(len(self._workers)),
                 )
             return self._workers[name]
 

@@ -9,7 +9,7 @@ from chainctl.model.parts import HOST, PANEL, NsName
 from chainctl.net.changes import Touched
 from chainctl.net.links_seen import bridge_port
 from chainctl.supervisor.news import chains_of
-from chainctl.supervisor.pulse import pace
+from chainctl.supervisor.pulse import REFRESHES
 
 LONG = "behind-the-seven-hills"
 CHAINS = {0: "home", 7: "work", 70: "away", 71: LONG}
@@ -46,5 +46,5 @@ def test_whose_it_is(ns: str, what: str, whose: set[str] | None) -> None:
 
 
 def test_gates_are_refreshed_long_before_they_shut() -> None:
-    assert pace(1) == 0.5
-    assert max(pace(chains) for chains in range(2049)) <= 1.5
+    assert REFRESHES.of(1) == 0.5
+    assert max(REFRESHES.of(chains) for chains in range(2049)) <= 1.5
