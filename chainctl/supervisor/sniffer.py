@@ -446,11 +446,8 @@ class Sniffer:
                 if watch is None:
                     return Vitals(math.inf, 0.0, 0.0)
                 reading = watch.reading
-                # The usual case first: this is done for every chain once a second.
-                if reading.silent_since or not reading.last_heard:
-                    silent = max(silent, reading.asked_in_vain(now, watch.through))
-                if reading.behaviour.loss > loss:
-                    loss = reading.behaviour.loss
+                silent = max(silent, reading.asked_in_vain(now, watch.through))
+                loss = max(loss, reading.behaviour.loss)
                 proved = reading.answered
         return Vitals(silent, proved, loss)
 
@@ -632,13 +629,8 @@ class Sniffer:
                 if min(watch.due, watch.late) <= now:
                     self._ask(watch, None)
                     watch.asked = now
-                    pause, fd = self._pause(watch, now), watch.sock.fileno()
-                    if pause < _IDLE_INTERVAL:
-                        self._hurried.add(fd)
-                    else:
-                        self._hurried.discard(fd)
-                    self._awaited.add(fd)
-                    watch.due = self._together(now, pause)
+                    self._ask_after(watch, now, self._pause(watch, now))
+                    self._awaited.add(watch.sock.fileno())
                     watch.late = now + max(watch.reading.behaviour.late, _slack(watch, now))
                 self._schedule(watch)
 
@@ -685,6 +677,14 @@ class Sniffer:
         """The same for the innermost hop of a chain that nobody uses."""
         slow = max(0.0, watch.reading.behaviour.late - _USUALLY_LATE)
         return max(_IDLE_INTERVAL, _IDLE.of(len(self._watches)) - slow)
+
+    def _ask_after(self, watch: _Watch, now: float, pause: float) -> None:
+        """In long pauses answers are taken together with those of others."""
+        watch.due = self._together(now, pause)
+        if pause < _IDLE_INTERVAL:
+            self._hurried.add(watch.sock.fileno())
+        else:
+            self._hurried.discard(watch.sock.fileno())
 
     def _together(self, now: float, pause: float) -> float:
         """When a pause from `now` on ends. Long ones end a little later, for many hops at the same
@@ -809,10 +809,7 @@ class Sniffer:
         if asked.size:
             reading.sizes |= {asked.size}
         if watch.slack and reading.answered >= watch.awaited_from:
-            pause = self._interval(watch, now)
-            watch.due = self._together(now, pause)
-            if pause >= _IDLE_INTERVAL:
-                self._hurried.discard(watch.sock.fileno())
+            self._ask_after(watch, now, self._interval(watch, now))
             self._schedule(watch)
         for outer in watch.outer:
             self._spare(outer, now)
@@ -828,6 +825,7 @@ class Sniffer:
         if not wanted and self._interval(outer, now) >= _IDLE_INTERVAL:
             seldom = outer.asked + _SELDOM.of(len(self._watches))
             outer.due = max(outer.due, self._on_grid(min(now + _UNLESS_SPARED, seldom)))
+            self._hurried.discard(outer.sock.fileno())
 
     def _wake(self) -> None:
         os.write(self._wake_write, b"x")

@@ -17,7 +17,7 @@ from chainctl.host import clock
 from chainctl.host.netns import FORWARDING, Namespaces
 from chainctl.model.parts import NsName
 from chainctl.supervisor.passage import Passage
-from chainctl.supervisor.sniffer import Place, Sniffer
+from chainctl.supervisor.sniffer import INTERVAL, Place, Sniffer
 from chainctl.supervisor.verdict import is_failing, outermost_dead
 from tests.waiting import wait_until
 
@@ -349,6 +349,12 @@ def test_the_hops_outside_are_asked_when_the_innermost_falls_silent(
         watch.due = now
         sniffer._spare(watch, now)
         assert watch.due == now
+        # Its own pause began while somebody used the chain.
+        watch.due = now + INTERVAL
+        sniffer._hurried.add(watch.sock.fileno())
+        sniffer._spare(watch, now)
+        assert watch.due > now + 1.0
+        assert not sniffer._hurried
     wire.server("ip link set far1 down")
     _until(lambda: sniffer.reading("U/guard").sent >= guard.sent + 3)
     _until(lambda: sniffer.reading("U/guard").answered > sniffer.reading("U/exit").silent_since > 0)
