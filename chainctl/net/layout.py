@@ -7,7 +7,7 @@ and guarded. `chainctl.supervisor.plan` takes it from here; taking down is the r
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
 from chainctl.model.chain import Chain, Engine, Hop, Tunnel, docker_network
@@ -256,14 +256,25 @@ def _routes_by_link(chain: Chain) -> Iterator[Part]:
         for tunnel in hop.tunnels:
             yield Route(ns, tunnel.slot.table, ANYWHERE, tunnel.slot.link)
         if hop is chain.exit:
-            for network in chain.clients:
-                yield Route(ns, MAIN_TABLE, network, "in0")
+            yield from _by_neighbour(ns, chain.clients, "in0", chain.gateway_leg)
         else:
             inner = chain.hops[hop.number]
             yield Route(ns, MAIN_TABLE, IPv4Network(chain.out_leg(inner)), "in0")
-    yield Route(chain.gateway, MAIN_TABLE, ANYWHERE, "up0")
+    yield from _by_neighbour(chain.gateway, [ANYWHERE], "up0", chain.in_leg(chain.exit))
     first = IPv4Network(chain.out_leg(chain.hops[0]))
     yield Route(chain.uplink_namespace, MAIN_TABLE, first, chain.uplink_link)
+
+
+def _by_neighbour(
+    ns: NsName, networks: Iterable[IPv4Network], link: str, via: IPv4Address
+) -> Iterator[Part]:
+    """Also without ARP the kernel keeps an entry for every address that is sent to by itself, in
+    a table of 1024 for all namespaces of the machine, where the network's own are: so whoever
+    scans the internet would fill it.
+    """
+    yield Route(ns, MAIN_TABLE, IPv4Network(via), link)
+    for network in networks:
+        yield Route(ns, MAIN_TABLE, network, link, via=via)
 
 
 def _way_out(chain: Chain) -> Iterator[Part]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from tests.leak.allow import Anything, Arp, Flow, Inside
 from tests.leak.canary import Expect, Udp
 from tests.leak.frames import UDP
 from tests.leak.oracle import Oracle
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.root
 
@@ -50,6 +52,11 @@ def ip(lab: Lab, place: str, *commands: str) -> None:
     for command in commands:
         done = lab.run(place, ["ip", *command.split()], timeout=10)
         assert done.returncode == 0, (command, done.stderr)
+
+
+def ip_in(pin: Path, command: str) -> str:
+    argv = ["nsenter", f"--net={pin}", "ip", *command.split()]
+    return subprocess.run(argv, check=True, capture_output=True, text=True, timeout=10).stdout
 
 
 def nft(lab: Lab, rules: str) -> None:
@@ -165,6 +172,32 @@ def test_a_way_out_of_its_own_leaves_the_host_alone(lab: Lab, mode: str, tmp_pat
         oracle.judge().assert_clean()
     chainctl(lab, "down")
     assert host_state(lab) == before
+
+
+SCAN = """
+import socket, sys
+with socket.socket(type=socket.SOCK_DGRAM) as sock:
+    for number in range(int(sys.argv[1])):
+        sock.sendto(b"?", (f"11.0.{number // 250}.{number % 250 + 1}", 9))
+"""
+
+
+def test_a_device_that_scans_the_internet_fills_no_table(lab: Lab) -> None:
+    """One entry for whoever it sends to would be, in a table of 1024 for the whole machine."""
+    chainctl(lab, "up", str(lab.chain_file))
+    pins, many = lab.home / "run/netns", 300
+
+    def sent(ns: str, link: str) -> int:
+        text = ip_in(pins / ns, f"-json -stats link show {link}")
+        return int(json.loads(text)[0]["stats64"]["tx"]["packets"])
+
+    before = sent(f"{lab.name}.hop2", "tunA")
+    argv = [sys.executable, "-I", "-c", SCAN, str(many)]
+    assert lab.run("client", argv, timeout=30).returncode == 0
+    wait_until(lambda: sent(f"{lab.name}.hop2", "tunA") >= before + many)
+    for ns, link in (("gateway", "up0"), ("hop2", "in0"), ("hop2", "tunA"), ("hop2", "out0")):
+        known = ip_in(pins / f"{lab.name}.{ns}", f"neighbour show nud all dev {link}")
+        assert len(known.splitlines()) <= 1, (ns, known)
 
 
 def test_the_way_out_changes_while_the_chain_is_up(lab: Lab) -> None:
