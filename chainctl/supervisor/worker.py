@@ -59,6 +59,8 @@ _CONTAINERS_PAUSE = 300.0
 """Seconds until Docker is asked again for what it refused, unless something is heard of it."""
 _MOST_ADDRESSES = 3
 """Times a hop may say another address before nobody listens any more."""
+_MOST_BROKEN_AGAIN = 10
+"""Times a repair begins anew because something else was broken meanwhile."""
 GATE_TIMEOUT = 4.0
 """Seconds after the last proof at which the kernel shuts the gate by itself."""
 _PROLONG_AT = 3.0
@@ -83,6 +85,10 @@ class _Request:
     """By somebody who hears what came of it."""
     done: threading.Event = field(default_factory=threading.Event)
     error: BaseException | None = None
+
+
+class _BrokenAgain(Exception):
+    """Something else was changed while hops were proved: nobody could answer."""
 
 
 class _PathMtuIsSmaller(Exception):
@@ -188,6 +194,7 @@ class Worker(Rotating):
         self._swept_every = 0.0
         self._held_open_at = 0.0
         self._unproved = ""
+        self._broken_again = 0
         self._shut_by_hand = False
         self._failed: ChainctlError | None = None
         self._thread = threading.Thread(target=self._run, name=f"chain {name}", daemon=True)
@@ -495,11 +502,14 @@ class Worker(Rotating):
         `asked`: somebody wants the change, so what differs is no repair.
         """
         progress, told = _once(progress), 0
+        self._broken_again = 0
         while True:
             self._machine.configure(chain)
             self._update(chain=chain)
             try:
                 self._walk(chain, wanted, progress, asked=asked)
+            except _BrokenAgain:
+                self._broken_again += 1
             except _PathMtuIsSmaller as smaller:
                 chain, asked = with_path_mtu(chain, smaller.path_mtu), True
             except AddressIsNew:
@@ -680,11 +690,26 @@ class Worker(Rotating):
                 raise AddressIsNew
             self._sniffer.watch(key, self._place(chain, hop, hop.tunnel), self._alarm)
             # A connection that was there before may be of no use any more, and say so only now.
-            reading = self._sniffer.prove(key, patience=min(left, SLICE) if waits else left)
+            reading = self._sniffer.prove(key, patience=min(left, SLICE))
             if reading.answered >= asked:
                 return reading
+            if self._is_broken_again(chain):
+                raise _BrokenAgain
             self._doubt(chain, hop, asked)
         return None
+
+    def _is_broken_again(self, chain: Chain) -> bool:
+        """Since it was compared. Whoever breaks it all the time does not keep the worker here."""
+        if not self._disturbed.is_set() or self._broken_again >= _MOST_BROKEN_AGAIN:
+            return False
+        return bool(self._differences(chain))
+
+    def _differences(self, chain: Chain, *, oldest: float = math.inf) -> tuple[Step, ...]:
+        """Steps from what is to what should be."""
+        # Before anything is read: what changes meanwhile is looked at again.
+        self._disturbed.clear()
+        self._compared_at = clock.boot_seconds()
+        return plan(layout(chain), self._observe(chain.number, chain, oldest=oldest))
 
     def _check_path_mtu(self, chain: Chain, guard: Hop) -> None:
         """Once for each path. What is remembered was seen to pass."""
@@ -922,12 +947,9 @@ class Worker(Rotating):
 
     def _repair(self, chain: Chain, wanted: Wanted) -> bool:
         """Whether there was something to do."""
-        # Before anything is read: what changes meanwhile is looked at again.
-        self._disturbed.clear()
-        self._compared_at = clock.boot_seconds()
         oldest = THOROUGH if self._thoroughly.is_set() else math.inf
         self._thoroughly.clear()
-        steps = plan(layout(chain), self._observe(chain.number, chain, oldest=oldest))
+        steps = self._differences(chain, oldest=oldest)
         if not steps:
             return False
         ended = begins_elsewhere(chain, steps, self._connected, clock.wall_seconds())

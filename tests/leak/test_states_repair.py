@@ -133,6 +133,26 @@ def test_clients_and_namespaces(chain: ChainRig, oracle: Oracle) -> None:
     endure(chain, oracle, faults)
 
 
+def test_what_is_broken_while_hops_are_proved_is_mended_at_once(chain: ChainRig) -> None:
+    """Not when the proof was given up, which nobody could give."""
+    (last, _, _), *_ = chain.events()
+
+    def since() -> list[str]:
+        return [kind for seq, kind, _ in chain.events() if seq > last]
+
+    server = chain.lab.server(1)
+    server.freeze()
+    try:
+        os.kill(chain.client_pid(1), signal.SIGKILL)
+        wait_until(lambda: "repaired" in since())
+        chain.run("hop2", "ip", "route", "flush", "table", "main")
+        wait_until(lambda: "in0" in chain.run("hop2", "ip", "route"))
+        assert "step_failed" not in since()
+    finally:
+        server.thaw()
+    chain.wait_open()
+
+
 def test_a_used_number_inherits_nothing(chain: ChainRig, oracle: Oracle, stranger: Path) -> None:
     """The exit's leg is replaced by somebody else's, whose port gets the same number."""
 
