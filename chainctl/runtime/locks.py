@@ -27,8 +27,14 @@ def locked(folder: Path, mode: int, patience: float) -> Iterator[None]:
 
 
 def _try_lock(folder: Path, mode: int) -> int | None:
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    # It may go again at any moment, with the directory it is in; pathlib takes one that goes while
+    # it looks for a file of that name.
+    with contextlib.suppress(FileExistsError, FileNotFoundError):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
     try:
         fcntl.flock(handle, mode | fcntl.LOCK_NB)
         # Whoever held it before may have removed the directory, and another may be there now.
