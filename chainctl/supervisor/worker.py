@@ -704,11 +704,13 @@ class Worker(Rotating):
             return False
         return bool(self._differences(chain))
 
-    def _differences(self, chain: Chain, *, oldest: float = math.inf) -> tuple[Step, ...]:
+    def _differences(self, chain: Chain) -> tuple[Step, ...]:
         """Steps from what is to what should be."""
         # Before anything is read: what changes meanwhile is looked at again.
         self._disturbed.clear()
         self._compared_at = clock.boot_seconds()
+        oldest = THOROUGH if self._thoroughly.is_set() else math.inf
+        self._thoroughly.clear()
         return plan(layout(chain), self._observe(chain.number, chain, oldest=oldest))
 
     def _check_path_mtu(self, chain: Chain, guard: Hop) -> None:
@@ -947,9 +949,7 @@ class Worker(Rotating):
 
     def _repair(self, chain: Chain, wanted: Wanted) -> bool:
         """Whether there was something to do."""
-        oldest = THOROUGH if self._thoroughly.is_set() else math.inf
-        self._thoroughly.clear()
-        steps = self._differences(chain, oldest=oldest)
+        steps = self._differences(chain)
         if not steps:
             return False
         ended = begins_elsewhere(chain, steps, self._connected, clock.wall_seconds())
