@@ -363,7 +363,7 @@ class Links:
 
     def _forwarding(self, links: Iterable[str]) -> list[Part]:
         def look() -> list[Part]:
-            settings = {_forwarding_setting(link): link for link in sorted(links)}
+            settings = {_forwarding_setting(link): link for link in links}
             found = sysctl.read_all(settings)
             return [Forwarding(settings[name]) for name, value in found.items() if value == "1"]
 

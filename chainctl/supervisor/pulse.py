@@ -22,6 +22,7 @@ from chainctl.supervisor.pacing import Pace
 from chainctl.supervisor.worker import THOROUGH, Worker
 
 _COUNTS = Pace(1.0, 100, 2.0)
+"""Seconds between two counts of the filter's rows, by how many chains there are."""
 _QUIET = 0.2
 """Seconds of silence after a change before it is looked at: changes come in crowds, and what is
 mended in the middle of one is broken again."""
