@@ -14,11 +14,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from chainctl.api import client
 from chainctl.host.groups import group_of
 from chainctl.lab.clearing import remove
 from chainctl.lab.lab import Lab
@@ -59,6 +61,18 @@ class Machine:
 
     def up(self) -> str:
         return self.chainctl("up", str(self.lab.chain_file))
+
+    @property
+    def settings(self) -> Settings:
+        return Settings.load({**os.environ, **self.lab.environ})
+
+    def is_refused(self, file: Path) -> bool:
+        """Asked without a command line, within milliseconds."""
+        try:
+            client.ask(self.settings, {"do": "up", "file": str(file)}, lambda _: None)
+        except client.Reported as error:
+            return "hobs" in str(error)
+        return False
 
     def is_open(self) -> bool:
         shown = self.lab.run("host", [*CHAINCTL, "status", "--json"], timeout=30).stdout
@@ -193,23 +207,62 @@ class TestARefusedFirstUp:
         assert not machine.run_dir.exists()
 
     def test_does_not_end_the_supervisor_of_another(self, machine: Machine, broken: Path) -> None:
-        """Whose profiles take it seconds to read."""
-        profiles = machine.lab.chain_file.parent / "profiles"
+        """Whose profiles take it a while to read."""
+        chain_file, refused = machine.lab.chain_file, 0
+        profiles = chain_file.parent / "profiles"
         profile = next(profiles.glob("hop1/*.conf"))
         with contextlib.ExitStack() as cleaning:
             for number in range(900):
                 copy = profile.with_stem(f"copy{number}")
                 cleaning.callback(copy.unlink)
                 copy.write_bytes(profile.read_bytes())
-            words = [*CHAINCTL, "up", str(machine.lab.chain_file)]
-            with machine.lab.popen("host", words, stdout=-1) as process:
-                wait_until((machine.run_dir / "supervisor.sock").exists)
-                assert "hobs" in machine.chainctl("up", str(broken), status=2)
-                assert process.poll() is None, "too fast to prove anything"
-                said, _ = process.communicate(timeout=30)
-            assert process.returncode == 0
-            assert b"OPEN" in said
-        machine.chainctl("down")
+            with machine.lab.popen("host", [*CHAINCTL, "serve", "--until-idle"]) as process:
+                wait_until(partial(client.is_running, machine.settings))
+                with _Asker(machine.settings, {"do": "up", "file": str(chain_file)}) as other:
+                    while not other.has_heard:
+                        refused += machine.is_refused(broken)
+                    assert "done" in other.last()
+                # Whoever is told that it ends waits for that, and asks once.
+                assert refused > 2
+                assert machine.is_open()
+                machine.chainctl("down")
+                assert process.wait(30) == 0
+
+
+class _Asker:
+    """Asks a supervisor for something; when it was made, that is being worked at."""
+
+    def __init__(self, settings: Settings, request: dict[str, Any]) -> None:
+        self._socket = socket.socket(socket.AF_UNIX)
+        self._socket.settimeout(60)
+        self._socket.connect(str(settings.socket_path))
+        lines = [json.dumps(each) + "\n" for each in ({"do": "hello"}, request)]
+        self._socket.sendall("".join(lines).encode())
+        assert "done" in self._hear()
+
+    def _hear(self) -> dict[str, Any]:
+        """Nothing more than one line is taken from the socket."""
+        heard = b""
+        while not heard.endswith(b"\n"):
+            heard += self._socket.recv(1)
+        message: dict[str, Any] = json.loads(heard)
+        return message
+
+    @property
+    def has_heard(self) -> bool:
+        """Something about the request."""
+        return bool(select.select([self._socket], [], [], 0)[0])
+
+    def last(self) -> dict[str, Any]:
+        while (message := self._hear()).keys() & {"progress", "busy"}:
+            pass
+        return message
+
+    def __enter__(self) -> _Asker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._socket.close()
 
 
 class TestDown:
