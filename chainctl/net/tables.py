@@ -15,7 +15,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from chainctl.host.netns import Namespaces
 from chainctl.model.parts import HOST, DockerRule, NftTable, NsName
 from chainctl.net.changes import Changes
 from chainctl.net.gate import NftGate
+from chainctl.net.generation import read_generation
 from chainctl.net.guard import GATE_SET, TABLE, own_network_table
 
 CHANGED = "(changed by somebody else)"
@@ -41,6 +42,8 @@ class _Seen:
     inode: int | None
     count: int
     """Of changes to tables in the namespace before this one was listed."""
+    generation: int | None
+    """Of the namespace's tables, by then."""
     at: float
     listing: str | None
     """Its hash; None: there was no such table."""
@@ -99,7 +102,7 @@ class Tables:
         """The tables among `places` (namespace, table) that exist.
 
         A table is listed again when somebody was heard to change one there, or after `oldest`
-        seconds.
+        seconds, unless the kernel says that nobody did.
         """
         for ns, table in places:
             seen = self._look(ns, table, oldest)
@@ -113,19 +116,19 @@ class Tables:
         inode, now = self._namespaces.inode(ns), clock.boot_seconds()
         count = self._changes.count(ns, tables=True)
         known = self._seen.get((ns, table))
-        if (
-            known is not None
-            and (known.inode, known.count) == (inode, count)
-            and now - known.at <= oldest
-        ):
+        same = known is not None and (known.inode, known.count) == (inode, count)
+        if known is not None and same and now - known.at <= oldest:
             return known
 
         def look() -> _Seen:
             self._changes.follow(ns)
             # Before it is listed: what changes meanwhile makes the next one list it again.
-            count = self._changes.count(ns, tables=True)
+            count, generation = self._changes.count(ns, tables=True), read_generation()
+            if known is not None and same and generation == known.generation is not None:
+                return replace(known, at=now)
             listing = nft.read_table("inet", table)
-            return _Seen(inode, count, now, None if listing is None else _hash(listing))
+            hashed = None if listing is None else _hash(listing)
+            return _Seen(inode, count, generation, now, hashed)
 
         seen = self._seen[ns, table] = self._namespaces.call(ns, look)
         return seen

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import select
 import subprocess
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -237,3 +239,37 @@ def test_a_table_is_listed_again_when_somebody_changed_it(world: World, tmp_path
     assert see() == [part]
     world.run(PLACE, "nft flush ruleset")
     assert see() == []
+
+
+class Deaf:
+    """Hears of nothing."""
+
+    def follow(self, ns: NsName) -> None:
+        pass
+
+    def count(self, ns: NsName, *, tables: bool) -> int:
+        return 0
+
+
+def test_the_kernel_numbers_changes_that_nobody_heard_of(world: World, tmp_path: Path) -> None:
+    """So that a table need not be listed again to know that it is the same."""
+    tables = Tables(world.namespaces, cast(Changes, Deaf()), tmp_path / "tables")
+    part = NftTable(PLACE, TABLE, "chain input {\n\t\ttype filter hook input priority 0;\n\t}")
+    tables.write(part)
+
+    def see(oldest: float) -> list[NftTable]:
+        return list(tables.observe([(PLACE, TABLE)], oldest=oldest))
+
+    changed = [NftTable(PLACE, TABLE, CHANGED)]
+    assert see(-1.0) == [part]
+    for command, then in (
+        (f"nft add rule inet {TABLE} input accept", changed),
+        (f"nft flush chain inet {TABLE} input", [part]),
+        ("nft flush ruleset", []),
+    ):
+        before = see(math.inf)
+        world.run(PLACE, command)
+        assert see(math.inf) == before, "it was heard, so this proves nothing"
+        assert see(-1.0) == then
+    tables.write(part)
+    assert see(-1.0) == see(-1.0) == [part]
