@@ -63,11 +63,11 @@ _MOST_BROKEN_AGAIN = 10
 """Times a repair begins anew because something else was broken meanwhile."""
 GATE_TIMEOUT = 4.0
 """Seconds after the last proof at which the kernel shuts the gate by itself."""
-_PROLONG_AT = 3.0
+_PROLONG_AT = 2.0
 """Seconds left at which the gate of a chain at rest is prolonged."""
 _LASTING = 1.0
 """Seconds left below which nobody is told that the gate is open without another proof."""
-_REST = 120.0
+_REST = 300.0
 """Seconds after which a worker looks at a chain at rest for itself."""
 THOROUGH = 30.0
 """Seconds after which a thorough look trusts nothing that was read before."""
@@ -171,6 +171,10 @@ class Worker(Rotating):
         """Held by who does anything about the chain: this thread, or the keeper of the gates."""
         self.rests = False
         """Everything was as it should be, so that nothing is to be done but to keep the gate."""
+        self._rested = False
+        """The same before what is being done now."""
+        self._looked_at = 0.0
+        """Boot time of the last look at the chain."""
         self._seen_at = clock.boot_seconds()
         """Boot time at which somebody last saw to it."""
         self._compared_at = 0.0
@@ -326,7 +330,7 @@ class Worker(Rotating):
             if request is None:
                 return
             with self._turn:
-                self.rests = False
+                self._rested, self.rests = self.rests, False
                 self._act(request)
                 self._seen_at = clock.boot_seconds()
 
@@ -618,7 +622,11 @@ class Worker(Rotating):
         """Ask every hop now, however well the chain is."""
         for key in self.watched:
             self._sniffer.ask_now(key)
-        self._look()
+        now = clock.boot_seconds()
+        if self._rested and now - self._looked_at < _REST and now - self._seen_at < FRESH:
+            self.rests = True  # Who is silent is noticed by the keeper of the gate.
+        else:
+            self._look()
 
     def _watch(self, chain: Chain) -> None:
         """Ask every hop through the tunnel that carries traffic, and no tunnel that is gone."""
@@ -777,6 +785,7 @@ class Worker(Rotating):
     def _look(self) -> None:
         """Keep the gate open while every hop is proved; mend what is not as it should be."""
         self._alarmed.clear()
+        self._looked_at = clock.boot_seconds()
         wanted = self._journal.chain(self.name)
         if wanted is None or not wanted.up:
             return
