@@ -17,12 +17,11 @@ from chainctl.errors import ChainctlError
 from chainctl.host import clock
 from chainctl.store.journal import Journal, Wanted
 from chainctl.supervisor.machine import Machine, Prolonging
-from chainctl.supervisor.pacing import Pace
 from chainctl.supervisor.verdict import FRESH
 from chainctl.supervisor.worker import Worker
 
-_LOOKS = Pace(0.5, 200, 1.0)
-"""At all chains."""
+_LOOKS = 0.25, 0.5
+"""Seconds between two at all chains: at least, while answers come, and at most."""
 _AT_ONCE = 50
 """Chains whose workers are held up at the same time, for a few milliseconds."""
 
@@ -31,35 +30,48 @@ class Keeper:
     """Runs from when it is made until `close`."""
 
     def __init__(
-        self, machine: Machine, journal: Journal, workers: Callable[[], Mapping[str, Worker]]
+        self,
+        machine: Machine,
+        journal: Journal,
+        workers: Callable[[], Mapping[str, Worker]],
+        *,
+        answers: threading.Event,
     ) -> None:
+        """`answers` is set when hops have answered."""
         self._machine = machine
         self._journal = journal
         self._workers = workers
+        self._answers = answers
         self._halt = threading.Event()
         self._thread = threading.Thread(target=self._run, name="keeper", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
         self._halt.set()
+        self._answers.set()
         self._thread.join()
 
     def _run(self) -> None:
         while True:
             begun = clock.boot_seconds()
-            workers = list(self._workers().values())
-            if self._halt.wait(_LOOKS.of(len(workers))):
+            if self._halt.wait(_LOOKS[0]):
                 return
+            self._answers.wait(_LOOKS[1] - _LOOKS[0])
+            self._answers.clear()
+            if self._halt.is_set():
+                return
+            workers = list(self._workers().values())
             if clock.boot_seconds() - begun > FRESH:
                 # This process was stopped, or the machine slept: who knows what was done.
                 _wake(workers)
                 continue
-            for at in range(0, len(workers), _AT_ONCE):
-                self._keep(workers[at : at + _AT_ONCE])
+            self._keep(workers)
 
     def _keep(self, workers: Sequence[Worker]) -> None:
         try:
-            self._prolong([worker for worker in workers if worker.wants])
+            wanting = [worker for worker in workers if worker.wants]
+            for at in range(0, len(wanting), _AT_ONCE):
+                self._prolong(wanting[at : at + _AT_ONCE])
         except ChainctlError:
             # Their gates shut by themselves, and each worker finds out why.
             _wake(workers)
@@ -68,8 +80,6 @@ class Keeper:
             _wake(workers)
 
     def _prolong(self, workers: Sequence[Worker]) -> None:
-        if not workers:
-            return
         owners: dict[Prolonging, Worker] = {}
         begun = clock.boot_seconds()
 

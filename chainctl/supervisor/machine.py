@@ -624,7 +624,8 @@ class Machine:
         with self._gates:
             indexes = self._ports()
             table = self._opened()
-            wanted = due(lambda number: table.gate(indexes.get(gateway_port(number), 0)))
+            gates = table.gates()
+            wanted = due(lambda number: gates.get(indexes.get(gateway_port(number), 0), 0))
             ports = [gateway_port(one.number) for one in wanted]
             failures: list[ChainctlError | None] = [
                 None if port in indexes else _missing(port) for port in ports

@@ -21,7 +21,7 @@ from chainctl.supervisor.machine import Machine
 from chainctl.supervisor.pacing import Pace
 from chainctl.supervisor.worker import THOROUGH, Worker
 
-_COUNTS = Pace(1.0, 100, 2.0)
+_COUNTS = Pace(1.0, 50, 4.0)
 """Seconds between two counts of the filter's rows, by how many chains there are."""
 _QUIET = 0.2
 """Seconds of silence after a change before it is looked at: changes come in crowds, and what is
@@ -31,7 +31,7 @@ _WAIT = 1.0
 _STEP = 0.1
 _GIVE_BACK_EVERY = 30.0
 """Seconds after which memory that was needed to look at chains goes back to the kernel."""
-_THOROUGH_LOOKS = Pace(2.0, 40, 5.0)
+_THOROUGH_LOOKS = Pace(2.0, 20, 10.0)
 """At one chain after the other: each costs 25 ms of a core."""
 REFRESHES = Pace(0.5, 100, 1.0)
 """Of a gate, which stays open for 4 s after a proof."""

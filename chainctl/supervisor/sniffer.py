@@ -60,9 +60,9 @@ again, this is how late it is noticed.
 """
 _IDLE_INTERVAL = 1.0
 """Seconds between two questions to the innermost hop of a chain that nobody uses."""
-_IDLE = Pace(_IDLE_INTERVAL, 300, 2.0)
-"""The same, by the hops of all chains."""
-_SELDOM = Pace(10.0, 10)
+_IDLE = Pace(_IDLE_INTERVAL, 200, 3.0)
+"""The same, by the hops of all chains. The gate has to be prolonged by what comes back."""
+_SELDOM = Pace(10.0, 5)
 """The same, and between two looks, for the hops outside it: its answers come through them all."""
 
 _USUALLY_LATE = 0.2
@@ -70,10 +70,12 @@ _USUALLY_LATE = 0.2
 before the next proof is there.
 """
 
-_GRID = Pace(0.05, 2400, 0.25)
-"""Questions and looks of chains that nobody uses begin at multiples of this, and their answers are
-taken then: each time this thread is woken up it costs as much as a few questions.
+_GRID = Pace(0.05, 600, 1.0)
+"""Questions and looks of chains that nobody uses begin at multiples of this: each time this thread
+is woken up it costs as much as a few questions.
 """
+_TAKEN = Pace(0.05, 2400, 0.25)
+"""Their answers are taken at multiples of this."""
 
 _UNLESS_SPARED = 3.0
 """Seconds after which a hop outside is asked when no answer came through it meanwhile."""
@@ -305,6 +307,7 @@ class Sniffer:
         self._ends: dict[str, int] = {}
         self._end_calls: dict[int, Callable[[], None]] = {}
         self._changed = threading.Condition()
+        self._dice = random.SystemRandom()
         self._heap: list[tuple[float, int, _Watch]] = []
         self._pushed = itertools.count()
         self._hurried: set[int] = set()
@@ -323,6 +326,8 @@ class Sniffer:
         self._stalled = 0.0
         """Seconds by which it was late, all in all."""
         self._heard_one = False
+        self.taken = threading.Event()
+        """Set when answers were taken; whoever waits for that clears it."""
         self._stopped = False
         self._halt = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="sniffer", daemon=True)
@@ -351,7 +356,7 @@ class Sniffer:
         self.forget(key)
         sock, counters = self._namespaces.call(place.ns, lambda: _open(place))
         with self._changed:
-            identifier = random.SystemRandom().randrange(1, 1 << 16)
+            identifier = self._dice.randrange(1, 1 << 16)
             watch = _Watch(place, sock, counters, identifier, alarm=alarm)
             watch.addressed = [
                 (number, (str(target), 0), ttl)
@@ -553,6 +558,7 @@ class Sniffer:
             with self._changed:
                 self._heard_one = False
                 self._changed.notify_all()
+            self.taken.set()
 
     def _awaken(self) -> list[tuple[int, int]]:
         """Sleep until something comes or is due; the descriptors of what came."""
@@ -561,7 +567,7 @@ class Sniffer:
             self._notice_stall(now)
             wait, hurried = self._until_due(now), bool(self._hurried)
             if self._awaited and not hurried:
-                grid = _GRID.of(len(self._watches))
+                grid = _TAKEN.of(len(self._watches))
                 wait = min(wait, grid - now % grid)
             self._expected = now + wait
         if hurried:
@@ -624,9 +630,10 @@ class Sniffer:
                 if watch.gone or at != watch.scheduled:
                     continue
                 watch.scheduled = math.inf
-                if watch.look <= now:
+                asks = min(watch.due, watch.late) <= now
+                if watch.look <= now or (asks and watch.in_line):
                     self._look(watch, now)
-                if min(watch.due, watch.late) <= now:
+                if asks:
                     self._ask(watch, None)
                     watch.asked = now
                     self._ask_after(watch, now, self._pause(watch, now))
@@ -680,21 +687,24 @@ class Sniffer:
 
     def _ask_after(self, watch: _Watch, now: float, pause: float) -> None:
         """In long pauses answers are taken together with those of others."""
-        watch.due = self._together(now, pause)
+        fd = watch.sock.fileno()
         if pause < _IDLE_INTERVAL:
-            self._hurried.add(watch.sock.fileno())
-        else:
-            self._hurried.discard(watch.sock.fileno())
+            self._hurried.add(fd)
+        elif fd in self._hurried:
+            self._hurried.discard(fd)
+            # After a sweep not all of them are to be asked in the same moment from now on.
+            pause = self._dice.uniform(_IDLE_INTERVAL, pause)
+        watch.due = self._together(now, pause)
 
     def _together(self, now: float, pause: float) -> float:
-        """When a pause from `now` on ends. Long ones end a little later, for many hops at the same
-        moment, so that this thread wakes up once for all of them.
+        """When a pause from `now` on ends. Long ones end a little sooner, for many hops at the
+        same moment, so that this thread wakes up once for all of them.
         """
         return now + pause if pause < _IDLE_INTERVAL else self._on_grid(now + pause)
 
     def _on_grid(self, at: float) -> float:
         grid = _GRID.of(len(self._watches))
-        return math.ceil(at / grid) * grid
+        return math.floor(at / grid) * grid
 
     def _pause(self, watch: _Watch, now: float) -> float:
         """Ask fast while somebody waits, and while an answer is overdue: is it dead?"""
@@ -823,8 +833,10 @@ class Sniffer:
         # What somebody waits for, or is due already, is asked all the same.
         wanted = outer.waiting or outer.due <= now
         if not wanted and self._interval(outer, now) >= _IDLE_INTERVAL:
-            seldom = outer.asked + _SELDOM.of(len(self._watches))
-            outer.due = max(outer.due, self._on_grid(min(now + _UNLESS_SPARED, seldom)))
+            many = len(self._watches)
+            unless = now + _UNLESS_SPARED + _GRID.of(many)
+            seldom = outer.asked + _SELDOM.of(many)
+            outer.due = max(outer.due, self._on_grid(min(unless, seldom)))
             self._hurried.discard(outer.sock.fileno())
 
     def _wake(self) -> None:

@@ -36,7 +36,9 @@ class Supervisor:
         self._workers: dict[str, Worker] = {}
         self._lock = threading.Lock()
         self._pulse = Pulse(self._machine, self._running)
-        self._keeper = Keeper(self._machine, self._journal, self._running)
+        self._keeper = Keeper(
+            self._machine, self._journal, self._running, answers=self._sniffer.taken
+        )
 
     def adopt_all(self) -> None:
         """Take over the chains that were wanted when the last supervisor ended."""

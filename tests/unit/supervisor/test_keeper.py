@@ -76,9 +76,11 @@ class NothingWanted:
 
 def keep(gates: Gates, *workers: Resting) -> None:
     by_name = {worker.name: cast(Worker, worker) for worker in workers}
-    journal = cast(Journal, NothingWanted())
-    with closing(Keeper(cast(Machine, gates), journal, lambda: by_name)):
+    journal, answers = cast(Journal, NothingWanted()), threading.Event()
+    answers.set()
+    with closing(Keeper(cast(Machine, gates), journal, lambda: by_name, answers=answers)):
         assert gates.enough.wait(30)
+        assert not answers.is_set(), "it was not waited for"
     assert not any(worker.held for worker in workers)
 
 

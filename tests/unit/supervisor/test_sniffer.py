@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -20,6 +21,7 @@ from chainctl.model.parts import NsName
 from chainctl.supervisor.passage import Passage
 from chainctl.supervisor.sniffer import INTERVAL, Place, Sniffer
 from chainctl.supervisor.verdict import is_failing, outermost_dead
+from chainctl.supervisor.worker import GATE_TIMEOUT
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.root
@@ -455,12 +457,13 @@ class Sheaf:
 
 
 @pytest.fixture
-def sheaf(tmp_path: Path) -> Iterator[Sheaf]:
-    sheaf = Sheaf(tmp_path / "pins", namespaces=20, each=15)
+def sheaf(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Sheaf]:
+    sheaf = Sheaf(tmp_path / "pins", namespaces=request.param // 15, each=15)
     yield sheaf
     sheaf.close()
 
 
+@pytest.mark.parametrize("sheaf", [300], indirect=True)
 def test_many_hops_at_once_are_given_time_to_answer(sheaf: Sheaf) -> None:
     """To ask 600 hops again every 40 ms until the last has answered doubled what it took."""
     with closing(Sniffer(sheaf.namespaces)) as sniffer:
@@ -487,6 +490,45 @@ def _ask_many(sniffer: Sniffer, sheaf: Sheaf) -> None:
     assert min(asked) >= 1
     assert sum(asked) < 2.2 * len(keys)
     assert not any(watch.slack for watch in sniffer._watches.values())
+
+
+@pytest.mark.parametrize("sheaf", [600], indirect=True)
+def test_a_fleet_at_rest(sheaf: Sheaf) -> None:
+    """200 chains of three hops: every exit is asked before its gate shuts, by turns, and the hops
+    outside it are spared.
+    """
+    with closing(Sniffer(sheaf.namespaces)) as sniffer:
+        chains: list[list[str]] = []
+        for first in range(0, len(sheaf.places), 3):
+            keys = [f"c{first}/{hop}" for hop in ("guard", "middle", "exit")]
+            for key, place in zip(keys, sheaf.places[first:], strict=False):
+                sniffer.watch(key, replace(place, interval=INTERVAL))
+            sniffer.line_up(f"c{first}/", keys)
+            chains.append(keys)
+        exits = [keys[-1] for keys in chains]
+        outer = [key for keys in chains for key in keys[:-1]]
+        asked = sniffer.sweep([*exits, *outer], patience=PATIENCE)
+        assert all(reading.last_heard for reading in asked.values())
+        # Once after the sweep each is asked where chance puts it.
+        _ask_exits(sniffer, exits, times=2)
+        before = {key: sniffer.reading(key).sent for key in outer}
+        _ask_exits(sniffer, exits, times=2)
+        with sniffer._changed:
+            watches = [sniffer._watches[key] for key in exits]
+            pauses = [watch.due - watch.asked for watch in watches]
+            turns = Counter(round(watch.due, 3) for watch in watches)
+        assert max(pauses) <= 3.0 < GATE_TIMEOUT
+        assert min(pauses) > 1.9
+        assert 2 <= len(turns) <= 4
+        assert max(turns.values()) < 0.7 * len(exits)
+        # Each of them every second minute, and not at each turn of its exit.
+        assert sum(sniffer.reading(key).sent - before[key] for key in outer) < 0.3 * len(outer)
+
+
+def _ask_exits(sniffer: Sniffer, keys: Sequence[str], *, times: int) -> None:
+    """Wait until each has answered so often."""
+    before = {key: sniffer.reading(key).heard for key in keys}
+    _until(lambda: all(sniffer.reading(key).heard >= before[key] + times for key in keys))
 
 
 def _stand_still(sniffer: Sniffer, seconds: float) -> None:
