@@ -103,16 +103,19 @@ def render_exit(chain: Chain) -> str:
     hop = chain.exit
     clients = _any_of(chain.clients)
     zone = hop.active.table
-    prerouting = [
-        f'iifname "in0" {_PLAIN} {_within("saddr", chain.clients)}'
-        f" ct reply zone set {zone} meta mark set {_FROM_INSIDE} accept"
-    ]
+    # What comes from outside comes packet by packet, clients' TCP in large segments.
+    prerouting = [f"{rule} {_PLAIN} notrack accept" for rule in _outer_matches(chain, hop)]
     remember = [
         # What began earlier has its mark and is done with the first of the two.
         f"meta mark {_FROM_INSIDE} ct mark != 0 meta mark set ct mark accept",
         f"meta mark {_FROM_INSIDE} ct state new ct mark set {zone} meta mark set {zone}",
     ]
-    forward, masquerade = [_CLAMP], []
+    forward = [
+        _CLAMP,
+        f'meta mark {_FROM_TUNNEL} oifname "in0" {_within("daddr", chain.clients)}'
+        " ct state established,related accept",
+    ]
+    masquerade = []
     for tunnel, own in _addressed(hop):
         link, table = tunnel.slot.link, tunnel.slot.table
         prerouting.append(
@@ -124,11 +127,10 @@ def render_exit(chain: Chain) -> str:
             chain, f'meta mark {table} oifname "{link}" {_within("saddr", chain.clients)}'
         )
         masquerade.append(f'oifname "{link}" ip saddr {clients} masquerade random,fully-random')
-    forward.append(
-        f'meta mark {_FROM_TUNNEL} oifname "in0" {_within("daddr", chain.clients)}'
-        " ct state established,related accept"
+    prerouting.append(
+        f'iifname "in0" {_PLAIN} {_within("saddr", chain.clients)}'
+        f" ct reply zone set {zone} meta mark set {_FROM_INSIDE} accept"
     )
-    prerouting += [f"{rule} {_PLAIN} notrack accept" for rule in _outer_matches(chain, hop)]
     return _table(
         _chain("prerouting", "filter", "prerouting", -300, prerouting),
         _chain("slots", "filter", "prerouting", -150, remember, ends="accept"),
@@ -143,7 +145,8 @@ def render_exit(chain: Chain) -> str:
 def render_gateway(chain: Chain) -> str:
     """The gateway: the gate first, then clients out and what they asked for back."""
     gate = f"set {GATE_SET} {{\n\t\ttype ifname\n\t\tflags timeout\n\t}}"
-    prerouting, dns, inward, outward = [], [], [], []
+    arrived, prerouting, dns, inward, outward = [], [], [], [], []
+    out: list[str] = []
     forward = [
         # Asked before conntrack: an "established accept" ahead of it never closes.
         f'iifname "up0" iifname != @{GATE_SET} drop',
@@ -154,16 +157,17 @@ def render_gateway(chain: Chain) -> str:
     for lan in chain.lans:
         link, address, clients = lan.link, lan.address.ip, lan.address.network
         from_lan = f'iifname "{link}" ip saddr {clients}'
-        prerouting += [
+        # What comes from outside comes packet by packet, clients' TCP in large segments.
+        arrived.append(f'iifname "up0" {_PLAIN} {_within("daddr", [clients])} accept')
+        prerouting.append(
             f'iifname "{link}" pkttype host {_PLAIN} {_within("saddr", [clients])}'
-            f" ip saddr != {address} {_not_inside(chain, address)} accept",
-            f'iifname "up0" {_PLAIN} {_within("daddr", [clients])} accept',
-        ]
-        forward += [
-            *_outward(chain, f'iifname "{link}" oifname "up0" {_within("saddr", [clients])}'),
+            f" ip saddr != {address} {_not_inside(chain, address)} accept"
+        )
+        forward.append(
             f'iifname "up0" oifname "{link}" {_within("daddr", [clients])}'
-            " ct state established,related accept",
-        ]
+            " ct state established,related accept"
+        )
+        out += _outward(chain, f'iifname "{link}" oifname "up0" {_within("saddr", [clients])}')
         if chain.resolver is not None:
             dns += [
                 f"{from_lan} ip daddr {address} {protocol} dport 53 dnat ip to {chain.resolver}"
@@ -176,9 +180,9 @@ def render_gateway(chain: Chain) -> str:
         )
     return _table(
         gate,
-        _chain("prerouting", "filter", "prerouting", -300, prerouting),
+        _chain("prerouting", "filter", "prerouting", -300, [*arrived, *prerouting]),
         _chain("dns", "nat", "prerouting", -100, dns, ends="accept"),
-        _chain("forward", "filter", "forward", 0, forward),
+        _chain("forward", "filter", "forward", 0, [*forward, *out]),
         _chain("input", "filter", "input", 0, inward),
         _chain("output", "filter", "output", 0, outward),
     )
@@ -249,11 +253,12 @@ def render_host(chain: Chain) -> str:
     guard = chain.hops[0]
     leg = chain.out_leg(guard)
     ours, wan = chain.host_link, chain.uplink.interface
-    raw = []
+    # The name of a link is copied each time it is asked for, and what servers send comes by here.
+    raw = [f'iifname != "{ours}" accept']
     forward = [*_first_hop_through(chain, ours)]
     for tunnel in guard.tunnels:
         there = _flow(tunnel, leg, chain.source_port(guard, tunnel.slot))
-        raw.append(f'iifname "{ours}" {there} accept')
+        raw.append(f"{there} accept")
     raw.append(f'iifname "{ours}" drop')
     forward += [f'iifname "{ours}" drop', f'oifname "{ours}" drop']
     if not chain.uplink.forwarded_before:
