@@ -20,7 +20,7 @@ from chainctl.supervisor.machine import Machine, Prolonging
 from chainctl.supervisor.verdict import FRESH
 from chainctl.supervisor.worker import Worker
 
-_LOOKS = 0.25, 0.5
+_LOOKS = 0.25, 1.0
 """Seconds between two at all chains: at least, while answers come, and at most."""
 _AT_ONCE = 50
 """Chains whose workers are held up at the same time, for a few milliseconds."""
