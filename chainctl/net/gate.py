@@ -23,6 +23,7 @@ from chainctl.net.netlink import (
     ACK,
     CREATE,
     NETFILTER,
+    NFTABLES,
     REQUEST,
     open_netlink,
     pack_attribute,
@@ -31,8 +32,7 @@ from chainctl.net.netlink import (
 )
 
 _BATCH_BEGIN, _BATCH_END = 16, 17
-_NFTABLES = 10
-_NEW_ELEMENT, _DELETE_ELEMENT = _NFTABLES << 8 | 12, _NFTABLES << 8 | 14
+_NEW_ELEMENT, _DELETE_ELEMENT = NFTABLES << 8 | 12, NFTABLES << 8 | 14
 _INET = 1
 _LIST_TABLE, _LIST_SET, _LIST_ELEMENTS, _ELEMENT = 1, 2, 3, 1
 _KEY, _TIMEOUT, _DATA_VALUE = 1, 4, 1
@@ -100,7 +100,7 @@ def _answers(link: socket.socket) -> Iterator[int]:
 
 
 def _batch(messages: Iterable[bytes]) -> bytes:
-    head = struct.pack(">BBH", 0, 0, _NFTABLES)
+    head = struct.pack(">BBH", 0, 0, NFTABLES)
     begin = pack_message(_BATCH_BEGIN, REQUEST, head)
     return b"".join((begin, *messages, pack_message(_BATCH_END, REQUEST, head)))
 

@@ -9,10 +9,9 @@ from __future__ import annotations
 import struct
 from contextlib import closing
 
-from chainctl.net.netlink import NETFILTER, ask, open_netlink, parse_attributes
+from chainctl.net.netlink import NETFILTER, NFTABLES, ask, open_netlink, parse_attributes
 
-_NFTABLES = 10
-_GET_GENERATION = _NFTABLES << 8 | 16
+_GET_GENERATION = NFTABLES << 8 | 16
 _HEAD = struct.pack(">BBH", 0, 0, 0)
 _ID = 1
 """NFTA_GEN_ID of linux/netfilter/nf_tables.h."""

@@ -145,29 +145,32 @@ def render_exit(chain: Chain) -> str:
 def render_gateway(chain: Chain) -> str:
     """The gateway: the gate first, then clients out and what they asked for back."""
     gate = f"set {GATE_SET} {{\n\t\ttype ifname\n\t\tflags timeout\n\t}}"
-    arrived, prerouting, dns, inward, outward = [], [], [], [], []
-    out: list[str] = []
+    dns, inward, outward = [], [], []
+    # What comes from outside comes packet by packet, clients' TCP in large segments.
+    prerouting = [
+        f'iifname "up0" {_PLAIN} {_within("daddr", [lan.address.network])} accept'
+        for lan in chain.lans
+    ]
     forward = [
         # Asked before conntrack: an "established accept" ahead of it never closes.
         f'iifname "up0" iifname != @{GATE_SET} drop',
         f'oifname "up0" oifname != @{GATE_SET} drop',
         *_published_through(chain),
         _CLAMP,
+        *(
+            f'iifname "up0" oifname "{lan.link}" {_within("daddr", [lan.address.network])}'
+            " ct state established,related accept"
+            for lan in chain.lans
+        ),
     ]
     for lan in chain.lans:
         link, address, clients = lan.link, lan.address.ip, lan.address.network
         from_lan = f'iifname "{link}" ip saddr {clients}'
-        # What comes from outside comes packet by packet, clients' TCP in large segments.
-        arrived.append(f'iifname "up0" {_PLAIN} {_within("daddr", [clients])} accept')
         prerouting.append(
             f'iifname "{link}" pkttype host {_PLAIN} {_within("saddr", [clients])}'
             f" ip saddr != {address} {_not_inside(chain, address)} accept"
         )
-        forward.append(
-            f'iifname "up0" oifname "{link}" {_within("daddr", [clients])}'
-            " ct state established,related accept"
-        )
-        out += _outward(chain, f'iifname "{link}" oifname "up0" {_within("saddr", [clients])}')
+        forward += _outward(chain, f'iifname "{link}" oifname "up0" {_within("saddr", [clients])}')
         if chain.resolver is not None:
             dns += [
                 f"{from_lan} ip daddr {address} {protocol} dport 53 dnat ip to {chain.resolver}"
@@ -180,9 +183,9 @@ def render_gateway(chain: Chain) -> str:
         )
     return _table(
         gate,
-        _chain("prerouting", "filter", "prerouting", -300, [*arrived, *prerouting]),
+        _chain("prerouting", "filter", "prerouting", -300, prerouting),
         _chain("dns", "nat", "prerouting", -100, dns, ends="accept"),
-        _chain("forward", "filter", "forward", 0, [*forward, *out]),
+        _chain("forward", "filter", "forward", 0, forward),
         _chain("input", "filter", "input", 0, inward),
         _chain("output", "filter", "output", 0, outward),
     )

@@ -14,6 +14,8 @@ from typing import NamedTuple
 REQUEST, ACK, DUMP = 0x1, 0x4, 0x300
 CREATE = 0x400
 NETFILTER = 12
+NFTABLES = 10
+"""The subsystem of a message about nftables (linux/netfilter/nfnetlink.h), in its upper byte."""
 
 _NLMSG_ERROR, _NLMSG_DONE = 2, 3
 _DUMP_INTR = 0x10

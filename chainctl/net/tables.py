@@ -116,15 +116,16 @@ class Tables:
         inode, now = self._namespaces.inode(ns), clock.boot_seconds()
         count = self._changes.count(ns, tables=True)
         known = self._seen.get((ns, table))
-        same = known is not None and (known.inode, known.count) == (inode, count)
-        if known is not None and same and now - known.at <= oldest:
+        if known is not None and (known.inode, known.count) != (inode, count):
+            known = None
+        if known is not None and now - known.at <= oldest:
             return known
 
         def look() -> _Seen:
             self._changes.follow(ns)
             # Before it is listed: what changes meanwhile makes the next one list it again.
             count, generation = self._changes.count(ns, tables=True), read_generation()
-            if known is not None and same and generation == known.generation is not None:
+            if known is not None and generation == known.generation is not None:
                 return replace(known, at=now)
             listing = nft.read_table("inet", table)
             hashed = None if listing is None else _hash(listing)

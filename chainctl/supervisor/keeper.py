@@ -20,8 +20,8 @@ from chainctl.supervisor.machine import Machine, Prolonging
 from chainctl.supervisor.verdict import FRESH
 from chainctl.supervisor.worker import Worker
 
-_LOOKS = 0.25, 1.0
-"""Seconds between two at all chains: at least, while answers come, and at most."""
+_SOONEST, _LATEST = 0.25, 1.0
+"""Seconds after a look at all chains for the next: when answers came, and in any case."""
 _AT_ONCE = 50
 """Chains whose workers are held up at the same time, for a few milliseconds."""
 
@@ -54,9 +54,9 @@ class Keeper:
     def _run(self) -> None:
         while True:
             begun = clock.boot_seconds()
-            if self._halt.wait(_LOOKS[0]):
+            if self._halt.wait(_SOONEST):
                 return
-            self._answers.wait(_LOOKS[1] - _LOOKS[0])
+            self._answers.wait(_LATEST - _SOONEST)
             self._answers.clear()
             if self._halt.is_set():
                 return

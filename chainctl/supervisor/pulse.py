@@ -32,7 +32,7 @@ _STEP = 0.1
 _GIVE_BACK_EVERY = 30.0
 """Seconds after which memory that was needed to look at chains goes back to the kernel."""
 _THOROUGH_LOOKS = Pace(2.0, 20, 10.0)
-"""At one chain after the other: each costs 25 ms of a core."""
+"""At one chain after the other: each costs 12 ms of a core."""
 REFRESHES = Pace(0.5, 100, 1.0)
 """Of a gate, which stays open for 4 s after a proof."""
 
